@@ -1,0 +1,57 @@
+# Helpers: every target gets the same warnings, include root and sanitizers.
+
+function(stoker_configure target)
+  target_include_directories(${target} PUBLIC ${PROJECT_SOURCE_DIR})
+  target_compile_options(${target} PRIVATE -Wall -Wextra -Wpedantic -Wconversion -Wsign-conversion -Wshadow
+                                           -Wold-style-cast -fno-strict-aliasing)
+  if(STOKER_WERROR)
+    target_compile_options(${target} PRIVATE -Werror)
+  endif()
+  if(STOKER_SANITIZE)
+    target_compile_options(${target} PRIVATE -fsanitize=${STOKER_SANITIZE} -fno-omit-frame-pointer
+                                             -fno-sanitize-recover=all)
+    target_link_options(${target} PRIVATE -fsanitize=${STOKER_SANITIZE})
+  endif()
+endfunction()
+
+# stoker_library(NAME SOURCES a.cc b.cc [LIBS x y])
+function(stoker_library name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;LIBS" ${ARGN})
+  add_library(${name} STATIC ${ARG_SOURCES})
+  stoker_configure(${name})
+  target_link_libraries(${name} PUBLIC ${ARG_LIBS})
+endfunction()
+
+# stoker_binary(NAME SOURCES main.cc [LIBS x y])
+function(stoker_binary name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;LIBS" ${ARGN})
+  add_executable(${name} ${ARG_SOURCES})
+  stoker_configure(${name})
+  target_link_libraries(${name} PRIVATE ${ARG_LIBS})
+endfunction()
+
+# stoker_test(NAME SOURCES test.cc [LIBS x y] [LABELS unit]): a Catch2 binary, one ctest entry.
+function(stoker_test name)
+  cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;LIBS;LABELS" ${ARGN})
+  add_executable(${name} ${ARG_SOURCES})
+  stoker_configure(${name})
+  target_link_libraries(${name} PRIVATE stoker_test_main ${ARG_LIBS})
+  add_test(NAME ${name} COMMAND ${name})
+  set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" SKIP_RETURN_CODE 77)
+  if(ARG_TIMEOUT)
+    set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT})
+  endif()
+endfunction()
+
+# stoker_fuzz(NAME SOURCES fuzz_x.cc [LIBS x]): a libFuzzer binary (clang only).
+function(stoker_fuzz name)
+  if(NOT STOKER_FUZZ)
+    return()
+  endif()
+  cmake_parse_arguments(ARG "" "" "SOURCES;LIBS" ${ARGN})
+  add_executable(${name} ${ARG_SOURCES})
+  stoker_configure(${name})
+  target_compile_options(${name} PRIVATE -fsanitize=fuzzer)
+  target_link_options(${name} PRIVATE -fsanitize=fuzzer)
+  target_link_libraries(${name} PRIVATE ${ARG_LIBS})
+endfunction()

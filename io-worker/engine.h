@@ -1,0 +1,71 @@
+// IoEngine: asynchronous reads, driven by the caller. Nothing happens between calls; completions are
+// values. Implementations: UringEngine, PreadEngine, SimEngine; one conformance suite for all
+// (tests/conformance).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "shm/base/clock.h"
+#include "shm/base/result.h"
+#include "shm/base/types.h"
+#include "shm/base/unique_fd.h"
+
+namespace stoker {
+
+struct ReadOp {
+  FileId file;
+  std::uint64_t offset = 0;   ///< multiple of kDirectAlign when the file is open with O_DIRECT
+  std::byte* target = nullptr;  ///< must stay valid until the completion; kDirectAlign-aligned
+  std::uint32_t length = 0;
+  std::uint64_t tag = 0;      ///< given back in the completion
+};
+
+/// result > 0: bytes read, may be fewer than asked (short read, or end of file); 0: end of file;
+/// < 0: -errno. Retrying and resuming short reads is the caller's business (io-worker/loader.h).
+struct Completion {
+  std::uint64_t tag = 0;
+  std::int64_t result = 0;
+};
+
+/// An open shard. Held open (and flock'ed shared, see recovery.h) for the life of the engine.
+struct EngineFile {
+  UniqueFd fd;
+  std::string path;
+  std::uint64_t bytes = 0;
+  bool direct = false;  ///< O_DIRECT in force
+};
+
+/// Opens all files read-only, O_CLOEXEC, O_DIRECT where the file system takes it.
+Result<std::vector<EngineFile>> open_files(const std::vector<std::string>& paths);
+
+class IoEngine {
+ public:
+  virtual ~IoEngine() = default;  ///< drains: no read is in flight afterwards
+  /// Takes a prefix of `ops` and returns its length; fewer when full. Never blocks on the device.
+  virtual std::size_t submit(std::span<const ReadOp> ops) = 0;
+  /// Fills `out` with finished reads, in any order. Waits up to `wait_max` for the first one, or for the
+  /// doorbell (an eventfd the engine was made with), whichever is first; 0 = poll.
+  virtual std::size_t reap(std::span<Completion> out, Duration wait_max) = 0;
+  [[nodiscard]] virtual std::size_t in_flight() const noexcept = 0;
+  [[nodiscard]] virtual std::size_t capacity() const noexcept = 0;
+  /// "io_uring (registered buffers)", "pread (4 threads): io_uring refused: ..." for logs and status.
+  [[nodiscard]] virtual std::string describe() const = 0;
+};
+
+struct EngineOptions {
+  std::size_t depth = 64;               ///< reads in flight at most
+  int doorbell_fd = -1;                 ///< eventfd that ends a waiting reap; -1 = none. The engine drains it.
+  std::span<std::byte> registered;      ///< memory to register as fixed buffers (the pool payload); may be empty
+  unsigned pread_threads = 4;
+};
+
+Result<std::unique_ptr<IoEngine>> make_uring_engine(const std::vector<EngineFile>& files, const EngineOptions&);
+Result<std::unique_ptr<IoEngine>> make_pread_engine(const std::vector<EngineFile>& files, const EngineOptions&);
+
+}  // namespace stoker
