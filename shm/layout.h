@@ -57,6 +57,13 @@ struct alignas(kPageBytes) PoolCounters {
 
 enum class DemandState : std::uint32_t { free = 0, pending = 1, granted = 2, failed = 3 };
 
+/// Where a granted expert came from (DemandEntry::from_disk).
+enum class DemandOrigin : std::uint32_t {
+  resident = 0,        ///< became resident between the worker's look and its demand
+  disk = 1,            ///< read for this demand
+  hint_in_flight = 2,  ///< a hint's read was under way and was joined
+};
+
 enum DemandFlags : std::uint32_t {
   kDemandScan = 1,   ///< prefill: used once, must not displace the decode working set
 };
@@ -67,7 +74,7 @@ struct DemandEntry {
   std::atomic<std::uint32_t> expert;  ///< ExpertKey; range-checked by the loader
   std::atomic<std::uint32_t> flags;   ///< DemandFlags
   std::atomic<std::uint32_t> slot;    ///< granted: leased to the process already (its reader bit is set)
-  std::atomic<std::uint32_t> from_disk;  ///< granted: 1 if a read was needed, 2 if it joined a hint's read in flight
+  std::atomic<std::uint32_t> from_disk;  ///< granted: DemandOrigin
   std::atomic<std::uint32_t> os_errno;   ///< failed
   std::uint64_t reserved_0;
   char error[kDemandErrorBytes];      ///< failed: NUL-terminated text with file and offset

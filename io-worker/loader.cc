@@ -1,0 +1,537 @@
+#include "io-worker/loader.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "shm/usage.h"
+
+namespace stoker {
+
+namespace {
+constexpr std::size_t kVictimsPerScan = 64;
+constexpr std::uint8_t kResumesMax = 64;
+constexpr Duration kStarvedPoll = std::chrono::microseconds(200);
+
+bool transient(int os_errno) {
+  return os_errno == EINTR || os_errno == EAGAIN || os_errno == EBUSY || os_errno == ENOMEM;
+}
+
+template <class Counter>
+void add(Counter& counter, std::uint64_t by = 1) {
+  counter.fetch_add(by, std::memory_order_relaxed);
+}
+
+/// tag = generation << 32 | piece << 16 | fill
+std::uint64_t make_tag(std::uint32_t generation, std::size_t piece, std::uint16_t fill) {
+  return (static_cast<std::uint64_t>(generation) << 32) | (piece << 16) | fill;
+}
+}  // namespace
+
+Loader::Loader(Pool& pool, const ExpertPlan& plan, const std::vector<ShardFile>& files, IoEngine& engine,
+               const Clock& clock, const LoaderOptions& options)
+    : pool_(pool),
+      plan_(plan),
+      files_(files),
+      engine_(engine),
+      clock_(clock),
+      options_(options),
+      intake_(pool),
+      residency_(plan.layers(), plan.experts_per_layer(), pool.slot_count()) {
+  const std::size_t fill_count = std::min<std::size_t>(kNoFill, kProcessMax * 256 + 64);
+  fills_.resize(fill_count);
+  free_fills_.reserve(fill_count);
+  for (std::size_t i = fill_count; i-- > 0;) free_fills_.push_back(static_cast<FillIndex>(i));
+  fill_of_expert_.assign(plan.expert_count(), kNoFill);
+  reading_.reserve(fill_count);
+  demand_queue_.set_capacity(fill_count);
+  hints_.set_capacity(std::max(1U, options_.hint_queue));
+  free_slots_.reserve(pool.slot_count());
+  victims_.reserve(kVictimsPerScan);
+  usage_at_scan_.assign(pool.slot_count(), 0);
+  scratch_slots_.reserve(pool.slot_count());
+  filled_step_.assign(pool.slot_count(), 0);
+  resident_per_layer_.assign(plan.layers(), 0);
+  ops_.reserve(engine.capacity());
+  completions_.resize(std::max<std::size_t>(engine.capacity(), 1));
+  epoch_ = static_cast<std::uint8_t>(pool.header().epoch.load(std::memory_order_relaxed));
+  adopt_slots();
+}
+
+/// Makes private state agree with what a predecessor left, and directory entries agree with slot words.
+void Loader::adopt_slots() {
+  auto experts = pool_.experts();
+  for (ExpertEntry& e : experts) e.slot.store(kNone, std::memory_order_relaxed);
+  auto slots = pool_.slots();
+  for (std::uint32_t i = 0; i < slots.size(); ++i) {
+    SlotControl& slot = slots[i];
+    // A predecessor's read may still be landing: never reuse before recovery says so.
+    (void)update(slot, [&](SlotWord w) -> std::optional<SlotWord> {
+      if (w.state != SlotState::filling) return std::nullopt;
+      return SlotWord{SlotState::quarantined, w.epoch, 0, w.generation};
+    });
+    const SlotWord word = unpack(slot.word.load(std::memory_order_acquire));
+    const ExpertKey key{slot.expert.load(std::memory_order_relaxed)};
+    const bool known = key.value < plan_.expert_count();
+    if (word.state == SlotState::ready && known && experts[key.value].slot.load() == kNone) {
+      experts[key.value].slot.store(i, std::memory_order_release);
+      ++resident_per_layer_[key.value / plan_.experts_per_layer()];
+      continue;
+    }
+    if (word.state == SlotState::ready)  // an impossible key, or a second copy: give it back
+      (void)update(slot, [](SlotWord w) -> std::optional<SlotWord> {
+        w.state = SlotState::retiring;
+        return w;
+      });
+    const auto freed = update(slot, [](SlotWord w) -> std::optional<SlotWord> {
+      if (w.state != SlotState::retiring || w.readers != 0) return std::nullopt;
+      w.state = SlotState::free;
+      return w;
+    });
+    if (freed || word.state == SlotState::free) free_slots_.push_back(i);
+    if (word.state == SlotState::quarantined) ++quarantined_;
+  }
+  pool_.counters().loader.quarantined.store(quarantined_, std::memory_order_relaxed);
+  for (unsigned p = 0; p < kProcessMax; ++p)
+    for (const std::uint16_t entry : intake_.pending(p)) take_demand(p, entry);
+  notify();
+}
+
+bool Loader::turn(Duration wait_max) {
+  intake_demands();
+  if (!draining_) {
+    start_demands();
+    start_hints();
+  }
+  submit_pieces();
+  notify();
+  const std::size_t reaped = engine_.reap(completions_, wait_for(wait_max));
+  for (std::size_t i = 0; i < reaped; ++i) complete(completions_[i]);
+  if (!draining_) start_demands();  // freed depth goes to demands before the next wait
+  submit_pieces();
+  notify();
+  return reaped > 0;
+}
+
+/// How long reap may sleep: short when something must be looked at again without a wake-up.
+Duration Loader::wait_for(Duration wait_max) const {
+  if (starved_) return std::min(wait_max, kStarvedPoll);
+  for (const FillIndex index : reading_)
+    if (fills_[index].in_flight < fills_[index].pieces_left) return std::min(wait_max, options_.retry_delay);
+  return wait_max;
+}
+
+void Loader::intake_demands() {
+  intake_.drain([this](unsigned process, std::uint16_t entry) {
+    take_demand(process, entry);
+    return !free_fills_.empty();
+  });
+}
+
+void Loader::take_demand(unsigned process, std::uint16_t entry_index) {
+  DemandEntry& entry = pool_.process(process).demands[entry_index];
+  const ExpertKey key{entry.expert.load(std::memory_order_relaxed)};
+  if (key.value >= plan_.expert_count())
+    return fail_entry(process, entry_index, EINVAL, "demand for an expert that does not exist");
+  if (grant_resident(process, entry_index, key)) return;
+  FillIndex index = fill_of_expert_[key.value];
+  if (index == kNoFill) {
+    if (free_fills_.empty())
+      return fail_entry(process, entry_index, EBUSY, "too many experts are being read at once");
+    index = new_fill(key, true);
+    demand_queue_.push_back(index);
+    ++demand_fills_;
+  } else if (!fills_[index].demand) {
+    Fill& fill = fills_[index];
+    fill.demand = true;
+    ++demand_fills_;
+    hint_bytes_in_flight_ -= fill.bytes;
+    add(pool_.counters().loader.hints_promoted);
+  }
+  Fill& fill = fills_[index];
+  if ((fill.requesters >> process) & 1U)
+    return fail_entry(process, entry_index, EINVAL, "the same expert was demanded twice at once");
+  fill.requesters = static_cast<std::uint16_t>(fill.requesters | (1U << process));
+  fill.entry[process] = entry_index;
+}
+
+/// The expert may have become resident between the worker's look and its demand.
+bool Loader::grant_resident(unsigned process, std::uint16_t entry_index, ExpertKey key) {
+  const std::uint32_t slot = pool_.experts()[key.value].slot.load(std::memory_order_relaxed);
+  if (slot >= pool_.slot_count()) return false;
+  const auto word = update(pool_.slots()[slot], [&](SlotWord w) -> std::optional<SlotWord> {
+    if (w.state != SlotState::ready) return std::nullopt;
+    w.readers = static_cast<std::uint16_t>(w.readers | (1U << process));
+    return w;
+  });
+  if (!word) return false;
+  intake_.grant(process, entry_index, SlotId{slot}, DemandOrigin::resident);
+  notify_bits_ = static_cast<std::uint16_t>(notify_bits_ | (1U << process));
+  return true;
+}
+
+Loader::FillIndex Loader::new_fill(ExpertKey key, bool demand) {
+  const FillIndex index = free_fills_.back();
+  free_fills_.pop_back();
+  Fill& fill = fills_[index];
+  const std::uint32_t generation = fill.generation + 1;
+  fill = Fill{};
+  fill.generation = generation;
+  fill.expert = key;
+  fill.state = FillState::queued;
+  fill.demand = demand;
+  fill.began_as_hint = !demand;
+  fill_of_expert_[key.value] = index;
+  return index;
+}
+
+bool Loader::room_for(std::uint32_t bytes) const {
+  const std::size_t reads = engine_.in_flight() + ops_.size() + kExtentsMax;
+  return reads <= std::max(engine_.capacity(), kExtentsMax) &&
+         (bytes_in_flight_ == 0 || bytes_in_flight_ + bytes <= options_.bytes_in_flight);
+}
+
+void Loader::start_demands() {
+  starved_ = false;
+  while (!demand_queue_.empty()) {
+    if (!room_for(static_cast<std::uint32_t>(plan_.slot_bytes()))) return;
+    if (!start(demand_queue_.front())) {
+      starved_ = true;  // every slot is leased or being filled; a release does not wake us
+      return;
+    }
+    demand_queue_.pop_front();
+  }
+}
+
+void Loader::start_hints() {
+  auto& counters = pool_.counters().loader;
+  const auto budget =
+      static_cast<std::uint64_t>(static_cast<double>(options_.bytes_in_flight) * options_.hint_share);
+  const auto now = static_cast<std::uint32_t>(pool_.header().step.load(std::memory_order_relaxed));
+  while (!hints_.empty() && demand_queue_.empty()) {
+    const LoaderHint hint = hints_.front();
+    const bool wanted = hint.expert.value < plan_.expert_count() &&
+                        static_cast<std::int32_t>(hint.step - now) >= 0 &&
+                        fill_of_expert_[hint.expert.value] == kNoFill &&
+                        pool_.experts()[hint.expert.value].slot.load(std::memory_order_relaxed) == kNone;
+    if (!wanted) {
+      add(counters.hints_dropped);
+      hints_.pop_front();
+      continue;
+    }
+    const auto bytes = static_cast<std::uint32_t>(plan_.slot_bytes());
+    const bool first = hint_bytes_in_flight_ == 0;  // one expert may exceed a small budget, two may not
+    if (free_fills_.size() < fills_.size() / 2 || !room_for(bytes) ||
+        (!first && hint_bytes_in_flight_ + bytes > budget))
+      return;
+    hints_.pop_front();
+    const FillIndex index = new_fill(hint.expert, false);
+    fills_[index].hint_step = hint.step;
+    if (!start(index)) {
+      release_fill(index);
+      add(counters.hints_dropped);
+      return;
+    }
+    add(counters.hints_issued);
+  }
+}
+
+/// Gives the fill a slot and readies its reads. False: no slot can be had now.
+bool Loader::start(FillIndex index) {
+  Fill& fill = fills_[index];
+  const std::uint32_t slot_index = find_slot();
+  if (slot_index == kNone) return false;
+  SlotControl& slot = pool_.slots()[slot_index];
+  (void)update(slot, [&](SlotWord w) -> std::optional<SlotWord> {
+    STOKER_CHECK(w.state == SlotState::free);
+    return SlotWord{SlotState::filling, epoch_, 0, w.generation + 1};
+  });
+  slot.expert.store(fill.expert.value, std::memory_order_relaxed);
+  pool_.experts()[fill.expert.value].slot.store(slot_index, std::memory_order_relaxed);
+  fill.slot = SlotId{slot_index};
+  fill.state = FillState::reading;
+  const auto [extents, count] = plan_.extents(fill.expert);
+  fill.pieces = fill.pieces_left = static_cast<std::uint8_t>(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    Piece& piece = fill.piece[i];
+    piece = Piece{};
+    const std::uint64_t file_left = files_[extents[i].file.value].bytes - extents[i].offset;
+    piece.need = static_cast<std::uint32_t>(std::min<std::uint64_t>(extents[i].length, file_left));
+    piece.ready_to_submit = true;
+    fill.bytes += extents[i].length;
+  }
+  bytes_in_flight_ += fill.bytes;
+  if (!fill.demand) hint_bytes_in_flight_ += fill.bytes;
+  reading_.push_back(index);
+  fill.retry_at = Duration{};
+  submit_pieces();
+  return true;
+}
+
+std::uint32_t Loader::find_slot() {
+  for (int scan = 0; scan < 2; ++scan) {
+    if (!free_slots_.empty()) {
+      const std::uint32_t slot = free_slots_.back();
+      free_slots_.pop_back();
+      return slot;
+    }
+    while (next_victim_ < victims_.size())
+      if (const SlotId victim = victims_[next_victim_++]; evict(victim)) {
+        const std::uint32_t slot = free_slots_.back();
+        free_slots_.pop_back();
+        return slot;
+      }
+    if (scan == 0) refill_victims();
+  }
+  return kNone;
+}
+
+void Loader::refill_victims() {
+  scratch_slots_.clear();
+  auto slots = pool_.slots();
+  auto experts = pool_.experts();
+  for (std::uint32_t i = 0; i < slots.size(); ++i) {
+    const SlotWord word = unpack(slots[i].word.load(std::memory_order_relaxed));
+    if (word.state != SlotState::ready || word.readers != 0) continue;
+    const ExpertKey key{slots[i].expert.load(std::memory_order_relaxed)};
+    if (key.value >= experts.size()) continue;
+    const std::uint64_t usage = experts[key.value].usage.load(std::memory_order_relaxed);
+    usage_at_scan_[i] = usage;
+    scratch_slots_.push_back({.slot = SlotId{i},
+                              .expert = key,
+                              .origin = static_cast<SlotOrigin>(slots[i].origin.load(std::memory_order_relaxed)),
+                              .usage = usage,
+                              .filled_step = filled_step_[i]});
+  }
+  victims_.clear();
+  next_victim_ = 0;
+  const auto step = static_cast<std::uint32_t>(pool_.header().step.load(std::memory_order_relaxed));
+  // A scan costs a pass over all slots, so take a batch; in a small pool a batch would be half of it.
+  const std::size_t batch = std::clamp<std::size_t>(slots.size() / 32, 1, kVictimsPerScan);
+  residency_.choose(scratch_slots_, resident_per_layer_, step, batch, victims_);
+}
+
+/// ready -> retiring -> free, unless somebody leases it or has used it since it was chosen.
+bool Loader::evict(SlotId id) {
+  SlotControl& slot = pool_.slots()[id.value];
+  const ExpertKey key{slot.expert.load(std::memory_order_relaxed)};
+  if (key.value >= plan_.expert_count()) return false;
+  ExpertEntry& entry = pool_.experts()[key.value];
+  if (entry.usage.load(std::memory_order_relaxed) != usage_at_scan_[id.value]) return false;
+  const auto retired = update(slot, [](SlotWord w) -> std::optional<SlotWord> {
+    if (w.state != SlotState::ready || w.readers != 0) return std::nullopt;
+    w.state = SlotState::retiring;
+    return w;
+  });
+  if (!retired) return false;
+  entry.slot.store(kNone, std::memory_order_relaxed);
+  --resident_per_layer_[key.value / plan_.experts_per_layer()];
+  auto& counters = pool_.counters().loader;
+  if (slot.origin.load(std::memory_order_relaxed) == static_cast<std::uint32_t>(SlotOrigin::hint_unused)) {
+    add(counters.hints_wasted);
+    add(counters.wasted_bytes, plan_.expert_bytes());
+  }
+  add(counters.evictions);
+  (void)update(slot, [](SlotWord w) -> std::optional<SlotWord> {
+    w.state = SlotState::free;  // no lease can appear on a retiring slot
+    return w;
+  });
+  free_slots_.push_back(id.value);
+  return true;
+}
+
+void Loader::submit_pieces() {
+  if (reading_.empty()) return;
+  ops_.clear();
+  const Duration now = clock_.now();
+  for (const FillIndex f : reading_) {
+    Fill& fill = fills_[f];
+    if (fill.failed || fill.retry_at > now) continue;
+    const auto [extents, count] = plan_.extents(fill.expert);
+    for (std::size_t i = 0; i < count; ++i) {
+      Piece& piece = fill.piece[i];
+      if (!piece.ready_to_submit || engine_.in_flight() + ops_.size() >= engine_.capacity()) continue;
+      ops_.push_back({.file = extents[i].file,
+                      .offset = extents[i].offset + piece.done,
+                      .target = pool_.payload(fill.slot) + extents[i].slot_offset + piece.done,
+                      .length = extents[i].length - piece.done,
+                      .tag = make_tag(fill.generation, i, f)});
+    }
+  }
+  const std::size_t taken = ops_.empty() ? 0 : engine_.submit(ops_);
+  for (std::size_t i = 0; i < taken; ++i) {
+    Fill& fill = fills_[ops_[i].tag & 0xFFFF];
+    Piece& piece = fill.piece[(ops_[i].tag >> 16) & 0xFFFF];
+    piece.ready_to_submit = false;
+    piece.in_flight = true;
+    piece.submitted = now;
+    ++fill.in_flight;
+    add(pool_.counters().loader.reads);
+  }
+  ops_.clear();
+}
+
+void Loader::complete(const Completion& completion) {
+  const auto index = static_cast<FillIndex>(completion.tag & 0xFFFF);
+  const std::size_t piece_index = (completion.tag >> 16) & 0xFFFF;
+  if (index >= fills_.size() || piece_index >= kExtentsMax) return;
+  Fill& fill = fills_[index];
+  if (fill.generation != static_cast<std::uint32_t>(completion.tag >> 32) ||
+      fill.state != FillState::reading || !fill.piece[piece_index].in_flight)
+    return;
+  Piece& piece = fill.piece[piece_index];
+  piece.in_flight = false;
+  --fill.in_flight;
+  auto& counters = pool_.counters().loader;
+  add(counters.read_ns_total, static_cast<std::uint64_t>((clock_.now() - piece.submitted).count()));
+  if (completion.result < 0) {
+    piece_error(fill, piece, piece_index, static_cast<int>(-completion.result));
+  } else {
+    add(counters.read_bytes, static_cast<std::uint64_t>(completion.result));
+    piece.done += static_cast<std::uint32_t>(completion.result);
+    if (piece.done >= piece.need) {
+      --fill.pieces_left;
+    } else if (completion.result == 0 || piece.resumes == kResumesMax) {
+      piece_error(fill, piece, piece_index, completion.result == 0 ? ENODATA : EIO);
+    } else {
+      // Resume on an aligned offset: what was read beyond the last boundary is read again.
+      add(counters.short_reads);
+      ++piece.resumes;
+      piece.done = static_cast<std::uint32_t>(align_down(piece.done, kDirectAlign));
+      piece.ready_to_submit = true;
+    }
+  }
+  if (fill.in_flight == 0 && (fill.failed || fill.pieces_left == 0)) finish(index);
+}
+
+void Loader::piece_error(Fill& fill, Piece& piece, std::size_t piece_index, int os_errno) {
+  auto& counters = pool_.counters().loader;
+  add(counters.read_errors);
+  const bool again = transient(os_errno) ? fill.transient++ < options_.transient_retries
+                                         : os_errno != ENODATA && fill.errors++ < options_.error_retries;
+  if (again && !fill.failed) {
+    add(counters.retries);
+    piece.ready_to_submit = true;
+    const int doublings = std::min(10, fill.transient + fill.errors - 1);
+    fill.retry_at = clock_.now() + options_.retry_delay * (1LL << doublings);
+    return;
+  }
+  fill.failed = true;
+  fill.os_errno = os_errno;
+  const Extent& extent = plan_.extents(fill.expert).first[piece_index];
+  const std::uint32_t per_layer = plan_.experts_per_layer();
+  fill.error = "cannot read expert " + std::to_string(fill.expert.value % per_layer) + " of layer " +
+               std::to_string(fill.expert.value / per_layer) + " from " + files_[extent.file.value].path +
+               " at offset " + std::to_string(extent.offset + piece.done) +
+               (os_errno == ENODATA ? ": the file ends there (truncated since it was opened)" : "");
+}
+
+void Loader::finish(FillIndex index) {
+  Fill& fill = fills_[index];
+  bytes_in_flight_ -= fill.bytes;
+  if (!fill.demand) hint_bytes_in_flight_ -= fill.bytes;
+  std::erase(reading_, index);
+  if (fill.failed) {
+    abandon(fill);
+  } else {
+    publish(fill);
+  }
+  release_fill(index);
+}
+
+void Loader::publish(Fill& fill) {
+  SlotControl& slot = pool_.slots()[fill.slot.value];
+  const bool hint_unused = !fill.demand;
+  slot.origin.store(static_cast<std::uint32_t>(hint_unused ? SlotOrigin::hint_unused : SlotOrigin::demand),
+                    std::memory_order_relaxed);
+  filled_step_[fill.slot.value] =
+      static_cast<std::uint32_t>(pool_.header().step.load(std::memory_order_relaxed));
+  ++resident_per_layer_[fill.expert.value / plan_.experts_per_layer()];
+  (void)update(slot, [&](SlotWord w) -> std::optional<SlotWord> {
+    STOKER_CHECK(w.state == SlotState::filling && w.epoch == epoch_);
+    return SlotWord{SlotState::ready, w.epoch, fill.requesters, w.generation};
+  });
+  add(fill.demand ? pool_.counters().loader.demand_fills : pool_.counters().loader.hint_fills);
+  const DemandOrigin origin = fill.began_as_hint ? DemandOrigin::hint_in_flight : DemandOrigin::disk;
+  for (unsigned p = 0; p < kProcessMax; ++p)
+    if ((fill.requesters >> p) & 1U) {
+      intake_.grant(p, fill.entry[p], fill.slot, origin);
+      notify_bits_ = static_cast<std::uint16_t>(notify_bits_ | (1U << p));
+    }
+}
+
+void Loader::abandon(Fill& fill) {
+  pool_.experts()[fill.expert.value].slot.store(kNone, std::memory_order_relaxed);
+  (void)update(pool_.slots()[fill.slot.value], [](SlotWord w) -> std::optional<SlotWord> {
+    STOKER_CHECK(w.state == SlotState::filling);
+    return SlotWord{SlotState::free, w.epoch, 0, w.generation};
+  });
+  free_slots_.push_back(fill.slot.value);
+  for (unsigned p = 0; p < kProcessMax; ++p)
+    if ((fill.requesters >> p) & 1U) fail_entry(p, fill.entry[p], fill.os_errno, fill.error);
+}
+
+void Loader::release_fill(FillIndex index) {
+  Fill& fill = fills_[index];
+  if (fill.demand) --demand_fills_;
+  fill_of_expert_[fill.expert.value] = kNoFill;
+  fill.state = FillState::idle;
+  fill.demand = false;
+  free_fills_.push_back(index);
+}
+
+void Loader::fail_entry(unsigned process, std::uint16_t entry_index, int os_errno, const std::string& text) {
+  intake_.fail(process, entry_index, os_errno, text);
+  notify_bits_ = static_cast<std::uint16_t>(notify_bits_ | (1U << process));
+}
+
+void Loader::notify() {
+  for (unsigned p = 0; notify_bits_ != 0; ++p, notify_bits_ = static_cast<std::uint16_t>(notify_bits_ >> 1))
+    if (notify_bits_ & 1U) intake_.notify(p);
+}
+
+void Loader::push_hints(std::span<const LoaderHint> hints) {
+  add(pool_.counters().loader.hints_received, hints.size());
+  for (const LoaderHint& hint : hints) {
+    if (hints_.full()) add(pool_.counters().loader.hints_dropped);
+    hints_.push_back(hint);
+  }
+}
+
+void Loader::drop_process(unsigned process) {
+  STOKER_CHECK(process < kProcessMax);
+  const auto keep = static_cast<std::uint16_t>(~(1U << process));
+  for (std::size_t f = 0; f < fills_.size(); ++f) {
+    Fill& fill = fills_[f];
+    if (fill.state == FillState::idle) continue;
+    fill.requesters &= keep;
+    if (fill.requesters != 0 || !fill.demand || fill.state != FillState::queued) continue;
+    // Nobody waits any more and nothing was read yet. A fill that is reading finishes as it is.
+    const auto index = static_cast<FillIndex>(f);
+    demand_queue_.erase(std::remove(demand_queue_.begin(), demand_queue_.end(), index), demand_queue_.end());
+    release_fill(index);
+  }
+  notify_bits_ &= keep;
+  (void)reclaim_process(pool_, process);
+  add(pool_.counters().loader.reclaimed_processes);
+}
+
+void Loader::release_quarantine() {
+  auto slots = pool_.slots();
+  for (std::uint32_t i = 0; i < slots.size(); ++i) {
+    const auto freed = update(slots[i], [](SlotWord w) -> std::optional<SlotWord> {
+      if (w.state != SlotState::quarantined) return std::nullopt;
+      return SlotWord{SlotState::free, w.epoch, 0, w.generation};
+    });
+    if (freed) free_slots_.push_back(i);
+  }
+  quarantined_ = 0;
+  pool_.counters().loader.quarantined.store(0, std::memory_order_relaxed);
+}
+
+void Loader::drain() {
+  draining_ = true;
+  while (!reading_.empty()) turn(std::chrono::milliseconds(100));
+}
+
+}  // namespace stoker
