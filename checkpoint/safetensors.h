@@ -50,6 +50,17 @@ inline constexpr std::uint64_t kSafetensorsHeaderMax = 256ULL << 20;
 Result<std::vector<TensorInfo>> parse_safetensors_header(std::string_view json, std::uint64_t header_bytes,
                                                          std::uint64_t file_bytes);
 
+/// One safetensors file on disk: its size, mtime, the JSON text of its header, and what that says.
+struct SafetensorsFile {
+  std::uint64_t file_bytes = 0;
+  std::int64_t mtime_ns = 0;
+  std::string header;
+  std::vector<TensorInfo> tensors;
+};
+
+/// Reads the header only; errors name the path.
+Result<SafetensorsFile> open_safetensors(const std::string& path);
+
 /// Reads and parses the header of a file on disk; errors name the path.
 Result<std::vector<TensorInfo>> read_safetensors_header(const std::string& path);
 
