@@ -19,6 +19,7 @@ inline constexpr std::uint32_t kLayoutVersion = 1;
 inline constexpr unsigned kProcessMax = 16;       ///< one bit each in SlotWord::readers
 inline constexpr unsigned kDemandMax = 1024;      ///< outstanding demands per process; power of two
 inline constexpr std::size_t kDemandErrorBytes = 224;
+inline constexpr std::size_t kPayloadPathBytes = 512;
 
 struct alignas(kPageBytes) PoolHeader {
   std::atomic<std::uint64_t> magic;   ///< stored last with release; 0 while being built
@@ -38,7 +39,10 @@ struct alignas(kPageBytes) PoolHeader {
   std::atomic<std::uint32_t> loader_sleeping;  ///< 1: write the doorbell after pushing a demand
   std::atomic<std::uint32_t> loader_ready;     ///< 1: weights are in place and demands are served
   std::atomic<std::uint64_t> step;             ///< global step counter (any worker adds 1 per step)
+  /// NUL-terminated path of the payload when it is a hugetlbfs file; "" = POSIX object "<name>.payload".
+  char payload_path[kPayloadPathBytes];
 };
+static_assert(sizeof(PoolHeader) == kPageBytes);
 
 /// Monotonic counters; statistics only, relaxed. The loader writes the first line, workers the second.
 struct alignas(kPageBytes) PoolCounters {
@@ -117,6 +121,7 @@ constexpr std::uint64_t layout_hash() {
        {std::uint64_t{kLayoutVersion}, std::uint64_t{kPageBytes}, std::uint64_t{kCacheLine}, std::uint64_t{kProcessMax},
         std::uint64_t{kDemandMax}, std::uint64_t{sizeof(PoolHeader)}, std::uint64_t{offsetof(PoolHeader, slot_bytes)},
         std::uint64_t{offsetof(PoolHeader, epoch)}, std::uint64_t{offsetof(PoolHeader, step)},
+        std::uint64_t{offsetof(PoolHeader, payload_path)},
         std::uint64_t{sizeof(PoolCounters)}, std::uint64_t{offsetof(PoolCounters, worker)},
         std::uint64_t{sizeof(SlotControl)}, std::uint64_t{offsetof(SlotControl, expert)},
         std::uint64_t{offsetof(SlotControl, origin)}, std::uint64_t{sizeof(DemandEntry)},
