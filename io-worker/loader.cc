@@ -4,12 +4,14 @@
 #include <cerrno>
 #include <cstring>
 
+#include "io-worker/checksums.h"
 #include "shm/usage.h"
 
 namespace stoker {
 
 namespace {
 constexpr std::size_t kVictimsPerScan = 64;
+constexpr std::size_t kHintFillsMax = 64;
 constexpr std::uint8_t kResumesMax = 64;
 constexpr Duration kStarvedPoll = std::chrono::microseconds(200);
 
@@ -38,7 +40,10 @@ Loader::Loader(Pool& pool, const ExpertPlan& plan, const std::vector<ShardFile>&
       options_(options),
       intake_(pool),
       residency_(plan.layers(), plan.experts_per_layer(), pool.slot_count()) {
-  const std::size_t fill_count = std::min<std::size_t>(kNoFill, kProcessMax * 256 + 64);
+  // Every demand of every process may be for another expert; hints come on top (start_hints).
+  const std::size_t fill_count =
+      std::min<std::size_t>(kProcessMax * kDemandMax, plan.expert_count()) + kHintFillsMax;
+  static_assert(kProcessMax * kDemandMax + kHintFillsMax < kNoFill);
   fills_.resize(fill_count);
   free_fills_.reserve(fill_count);
   for (std::size_t i = fill_count; i-- > 0;) free_fills_.push_back(static_cast<FillIndex>(i));
@@ -52,49 +57,71 @@ Loader::Loader(Pool& pool, const ExpertPlan& plan, const std::vector<ShardFile>&
   scratch_slots_.reserve(pool.slot_count());
   filled_step_.assign(pool.slot_count(), 0);
   resident_per_layer_.assign(plan.layers(), 0);
+  demands_.reserve(kProcessMax * kDemandMax);
   ops_.reserve(engine.capacity());
   completions_.resize(std::max<std::size_t>(engine.capacity(), 1));
   epoch_ = static_cast<std::uint8_t>(pool.header().epoch.load(std::memory_order_relaxed));
+  adopt_processes();
   adopt_slots();
+}
+
+/// Processes of a predecessor's time: the dead lose their leases, the living are served on.
+void Loader::adopt_processes() {
+  for (unsigned p = 0; p < kProcessMax; ++p) {
+    ProcessEntry& process = pool_.process(p);
+    if (process.state.load(std::memory_order_acquire) == static_cast<std::uint32_t>(ProcessState::free)) continue;
+    const std::uint64_t ticks = process_start_ticks(process.pid.load(std::memory_order_relaxed));
+    if (ticks != 0 && ticks == process.start_ticks.load(std::memory_order_relaxed)) {
+      intake_.resume(p);
+      served_ = static_cast<std::uint16_t>(served_ | (1U << p));
+    } else {
+      (void)reclaim_process(pool_, p);
+      add(pool_.counters().loader.reclaimed_processes);
+    }
+  }
 }
 
 /// Makes private state agree with what a predecessor left, and directory entries agree with slot words.
 void Loader::adopt_slots() {
-  auto experts = pool_.experts();
-  for (ExpertEntry& e : experts) e.slot.store(kNone, std::memory_order_relaxed);
-  auto slots = pool_.slots();
-  for (std::uint32_t i = 0; i < slots.size(); ++i) {
-    SlotControl& slot = slots[i];
-    // A predecessor's read may still be landing: never reuse before recovery says so.
-    (void)update(slot, [&](SlotWord w) -> std::optional<SlotWord> {
-      if (w.state != SlotState::filling) return std::nullopt;
-      return SlotWord{SlotState::quarantined, w.epoch, 0, w.generation};
-    });
-    const SlotWord word = unpack(slot.word.load(std::memory_order_acquire));
+  for (ExpertEntry& e : pool_.experts()) e.slot.store(kNone, std::memory_order_relaxed);
+  for (std::uint32_t i = 0; i < pool_.slot_count(); ++i) adopt_slot(i);
+  pool_.counters().loader.quarantined.store(quarantined_, std::memory_order_relaxed);
+}
+
+void Loader::adopt_slot(std::uint32_t index) {
+  SlotControl& slot = pool_.slots()[index];
+  // A predecessor's read may still be landing: never reuse before recovery says so.
+  (void)update(slot, [](SlotWord w) -> std::optional<SlotWord> {
+    if (w.state != SlotState::filling) return std::nullopt;
+    return SlotWord{SlotState::quarantined, w.epoch, 0, w.generation};
+  });
+  const SlotWord word = unpack(slot.word.load(std::memory_order_acquire));
+  if (word.state == SlotState::quarantined) ++quarantined_;
+  if (word.state == SlotState::free) free_slots_.push_back(index);
+  if (word.state == SlotState::ready) {
     const ExpertKey key{slot.expert.load(std::memory_order_relaxed)};
-    const bool known = key.value < plan_.expert_count();
-    if (word.state == SlotState::ready && known && experts[key.value].slot.load() == kNone) {
-      experts[key.value].slot.store(i, std::memory_order_release);
+    ExpertEntry* entry = key.value < plan_.expert_count() ? &pool_.experts()[key.value] : nullptr;
+    if (entry != nullptr && entry->slot.load(std::memory_order_relaxed) == kNone) {
+      entry->slot.store(index, std::memory_order_release);
       ++resident_per_layer_[key.value / plan_.experts_per_layer()];
-      continue;
+      return;
     }
-    if (word.state == SlotState::ready)  // an impossible key, or a second copy: give it back
-      (void)update(slot, [](SlotWord w) -> std::optional<SlotWord> {
-        w.state = SlotState::retiring;
-        return w;
-      });
-    const auto freed = update(slot, [](SlotWord w) -> std::optional<SlotWord> {
-      if (w.state != SlotState::retiring || w.readers != 0) return std::nullopt;
-      w.state = SlotState::free;
+    // An impossible key, or a second copy: give it back once nobody reads it.
+    (void)update(slot, [](SlotWord w) -> std::optional<SlotWord> {
+      w.state = SlotState::retiring;
       return w;
     });
-    if (freed || word.state == SlotState::free) free_slots_.push_back(i);
-    if (word.state == SlotState::quarantined) ++quarantined_;
   }
-  pool_.counters().loader.quarantined.store(quarantined_, std::memory_order_relaxed);
-  for (unsigned p = 0; p < kProcessMax; ++p)
-    for (const std::uint16_t entry : intake_.pending(p)) take_demand(p, entry);
-  notify();
+  retire_if_unread(index);
+}
+
+void Loader::retire_if_unread(std::uint32_t index) {
+  const auto freed = update(pool_.slots()[index], [](SlotWord w) -> std::optional<SlotWord> {
+    if (w.state != SlotState::retiring || w.readers != 0) return std::nullopt;
+    w.state = SlotState::free;
+    return w;
+  });
+  if (freed) free_slots_.push_back(index);
 }
 
 bool Loader::turn(Duration wait_max) {
@@ -105,7 +132,10 @@ bool Loader::turn(Duration wait_max) {
   }
   submit_pieces();
   notify();
-  const std::size_t reaped = engine_.reap(completions_, wait_for(wait_max));
+  Duration wait = wait_for(wait_max);
+  if (wait > Duration{} && !intake_.prepare_sleep()) wait = Duration{};
+  const std::size_t reaped = engine_.reap(completions_, wait);
+  intake_.awake();
   for (std::size_t i = 0; i < reaped; ++i) complete(completions_[i]);
   if (!draining_) start_demands();  // freed depth goes to demands before the next wait
   submit_pieces();
@@ -122,52 +152,57 @@ Duration Loader::wait_for(Duration wait_max) const {
 }
 
 void Loader::intake_demands() {
-  intake_.drain([this](unsigned process, std::uint16_t entry) {
-    take_demand(process, entry);
-    return !free_fills_.empty();
-  });
+  demands_.clear();
+  intake_.drain(demands_);
+  for (const Demand& demand : demands_) take_demand(demand);
 }
 
-void Loader::take_demand(unsigned process, std::uint16_t entry_index) {
-  DemandEntry& entry = pool_.process(process).demands[entry_index];
-  const ExpertKey key{entry.expert.load(std::memory_order_relaxed)};
-  if (key.value >= plan_.expert_count())
-    return fail_entry(process, entry_index, EINVAL, "demand for an expert that does not exist");
-  if (grant_resident(process, entry_index, key)) return;
-  FillIndex index = fill_of_expert_[key.value];
+void Loader::take_demand(const Demand& demand) {
+  if (grant_resident(demand)) return;
+  FillIndex index = fill_of_expert_[demand.expert.value];
   if (index == kNoFill) {
-    if (free_fills_.empty())
-      return fail_entry(process, entry_index, EBUSY, "too many experts are being read at once");
-    index = new_fill(key, true);
+    STOKER_CHECK(!free_fills_.empty());
+    index = new_fill(demand.expert, true);
     demand_queue_.push_back(index);
     ++demand_fills_;
   } else if (!fills_[index].demand) {
-    Fill& fill = fills_[index];
-    fill.demand = true;
+    fills_[index].demand = true;
     ++demand_fills_;
-    hint_bytes_in_flight_ -= fill.bytes;
+    hint_bytes_in_flight_ -= fills_[index].bytes;
     add(pool_.counters().loader.hints_promoted);
   }
   Fill& fill = fills_[index];
-  if ((fill.requesters >> process) & 1U)
-    return fail_entry(process, entry_index, EINVAL, "the same expert was demanded twice at once");
-  fill.requesters = static_cast<std::uint16_t>(fill.requesters | (1U << process));
-  fill.entry[process] = entry_index;
+  // A worker that gave up on an earlier step may ask again: the newer demand counts.
+  if ((fill.requesters >> demand.process) & 1U)
+    fail_demand(demand.process, fill.ticket[demand.process], ECANCELED, "superseded by a newer demand");
+  fill.requesters = static_cast<std::uint16_t>(fill.requesters | (1U << demand.process));
+  fill.ticket[demand.process] = demand.ticket;
 }
 
 /// The expert may have become resident between the worker's look and its demand.
-bool Loader::grant_resident(unsigned process, std::uint16_t entry_index, ExpertKey key) {
-  const std::uint32_t slot = pool_.experts()[key.value].slot.load(std::memory_order_relaxed);
+bool Loader::grant_resident(const Demand& demand) {
+  const std::uint32_t slot = pool_.experts()[demand.expert.value].slot.load(std::memory_order_relaxed);
   if (slot >= pool_.slot_count()) return false;
   const auto word = update(pool_.slots()[slot], [&](SlotWord w) -> std::optional<SlotWord> {
     if (w.state != SlotState::ready) return std::nullopt;
-    w.readers = static_cast<std::uint16_t>(w.readers | (1U << process));
+    w.readers = static_cast<std::uint16_t>(w.readers | (1U << demand.process));
     return w;
   });
-  if (!word) return false;
-  intake_.grant(process, entry_index, SlotId{slot}, DemandOrigin::resident);
-  notify_bits_ = static_cast<std::uint16_t>(notify_bits_ | (1U << process));
-  return true;
+  if (word) grant(demand.process, demand.ticket, SlotId{slot}, DemandOrigin::resident);
+  return word.has_value();
+}
+
+/// Hands over a slot that carries the process's reader bit already, or takes the bit back if the demand is
+/// gone meanwhile.
+void Loader::grant(unsigned process, DemandTicket ticket, SlotId slot, DemandOrigin origin) {
+  if (intake_.grant(process, ticket, slot, static_cast<std::uint32_t>(origin))) {
+    notify_bits_ = static_cast<std::uint16_t>(notify_bits_ | (1U << process));
+    return;
+  }
+  (void)update(pool_.slots()[slot.value], [&](SlotWord w) -> std::optional<SlotWord> {
+    w.readers = static_cast<std::uint16_t>(w.readers & ~(1U << process));
+    return w;
+  });
 }
 
 Loader::FillIndex Loader::new_fill(ExpertKey key, bool demand) {
@@ -221,8 +256,8 @@ void Loader::start_hints() {
     }
     const auto bytes = static_cast<std::uint32_t>(plan_.slot_bytes());
     const bool first = hint_bytes_in_flight_ == 0;  // one expert may exceed a small budget, two may not
-    if (free_fills_.size() < fills_.size() / 2 || !room_for(bytes) ||
-        (!first && hint_bytes_in_flight_ + bytes > budget))
+    const std::size_t hint_fills = fills_.size() - free_fills_.size() - demand_fills_;
+    if (hint_fills >= kHintFillsMax || !room_for(bytes) || (!first && hint_bytes_in_flight_ + bytes > budget))
       return;
     hints_.pop_front();
     const FillIndex index = new_fill(hint.expert, false);
@@ -292,6 +327,7 @@ void Loader::refill_victims() {
   auto experts = pool_.experts();
   for (std::uint32_t i = 0; i < slots.size(); ++i) {
     const SlotWord word = unpack(slots[i].word.load(std::memory_order_relaxed));
+    if (word.state == SlotState::retiring) retire_if_unread(i);
     if (word.state != SlotState::ready || word.readers != 0) continue;
     const ExpertKey key{slots[i].expert.load(std::memory_order_relaxed)};
     if (key.value >= experts.size()) continue;
@@ -419,15 +455,46 @@ void Loader::piece_error(Fill& fill, Piece& piece, std::size_t piece_index, int 
   fill.failed = true;
   fill.os_errno = os_errno;
   const Extent& extent = plan_.extents(fill.expert).first[piece_index];
-  const std::uint32_t per_layer = plan_.experts_per_layer();
-  fill.error = "cannot read expert " + std::to_string(fill.expert.value % per_layer) + " of layer " +
-               std::to_string(fill.expert.value / per_layer) + " from " + files_[extent.file.value].path +
-               " at offset " + std::to_string(extent.offset + piece.done) +
+  fill.error = describe_fill(fill, files_[extent.file.value].path, extent.offset + piece.done) +
                (os_errno == ENODATA ? ": the file ends there (truncated since it was opened)" : "");
+}
+
+/// With checksums: false if the expert has to be read again (all its pieces are readied for that).
+bool Loader::content_is_right(Fill& fill) {
+  if (options_.checksums.empty()) return true;
+  const std::uint64_t found =
+      expert_checksum(pool_.payload(fill.slot), plan_.parts(fill.expert), plan_.expert_bytes() / 3);
+  if (found == options_.checksums[fill.expert.value]) return true;
+  add(pool_.counters().loader.read_errors);
+  if (fill.mismatches++ > 0) {
+    fill.failed = true;
+    const auto [extents, count] = plan_.extents(fill.expert);
+    fill.error = describe_fill(fill, files_[extents[0].file.value].path, extents[0].offset) +
+                 ": checksum mismatch, twice: the file was altered or the drive returns wrong data; "
+                 "run `stoker verify`";
+    fill.os_errno = 0;
+    return true;
+  }
+  add(pool_.counters().loader.retries);
+  fill.pieces_left = fill.pieces;
+  for (std::size_t i = 0; i < fill.pieces; ++i) {
+    fill.piece[i].done = 0;
+    fill.piece[i].resumes = 0;
+    fill.piece[i].ready_to_submit = true;
+  }
+  return false;
+}
+
+std::string Loader::describe_fill(const Fill& fill, const std::string& path, std::uint64_t offset) const {
+  const std::uint32_t per_layer = plan_.experts_per_layer();
+  return "cannot read expert " + std::to_string(fill.expert.value % per_layer) + " of layer " +
+         std::to_string(fill.expert.value / per_layer) + " from " + path + " at offset " +
+         std::to_string(offset);
 }
 
 void Loader::finish(FillIndex index) {
   Fill& fill = fills_[index];
+  if (!fill.failed && !content_is_right(fill)) return;
   bytes_in_flight_ -= fill.bytes;
   if (!fill.demand) hint_bytes_in_flight_ -= fill.bytes;
   std::erase(reading_, index);
@@ -454,10 +521,7 @@ void Loader::publish(Fill& fill) {
   add(fill.demand ? pool_.counters().loader.demand_fills : pool_.counters().loader.hint_fills);
   const DemandOrigin origin = fill.began_as_hint ? DemandOrigin::hint_in_flight : DemandOrigin::disk;
   for (unsigned p = 0; p < kProcessMax; ++p)
-    if ((fill.requesters >> p) & 1U) {
-      intake_.grant(p, fill.entry[p], fill.slot, origin);
-      notify_bits_ = static_cast<std::uint16_t>(notify_bits_ | (1U << p));
-    }
+    if ((fill.requesters >> p) & 1U) grant(p, fill.ticket[p], fill.slot, origin);
 }
 
 void Loader::abandon(Fill& fill) {
@@ -468,7 +532,7 @@ void Loader::abandon(Fill& fill) {
   });
   free_slots_.push_back(fill.slot.value);
   for (unsigned p = 0; p < kProcessMax; ++p)
-    if ((fill.requesters >> p) & 1U) fail_entry(p, fill.entry[p], fill.os_errno, fill.error);
+    if ((fill.requesters >> p) & 1U) fail_demand(p, fill.ticket[p], fill.os_errno, fill.error);
 }
 
 void Loader::release_fill(FillIndex index) {
@@ -480,8 +544,8 @@ void Loader::release_fill(FillIndex index) {
   free_fills_.push_back(index);
 }
 
-void Loader::fail_entry(unsigned process, std::uint16_t entry_index, int os_errno, const std::string& text) {
-  intake_.fail(process, entry_index, os_errno, text);
+void Loader::fail_demand(unsigned process, DemandTicket ticket, int os_errno, const std::string& text) {
+  (void)intake_.fail(process, ticket, os_errno, text);
   notify_bits_ = static_cast<std::uint16_t>(notify_bits_ | (1U << process));
 }
 
@@ -498,8 +562,17 @@ void Loader::push_hints(std::span<const LoaderHint> hints) {
   }
 }
 
+void Loader::add_process(unsigned process) {
+  STOKER_CHECK(process < kProcessMax);
+  if ((served_ >> process) & 1U) return;
+  intake_.attach(process);
+  served_ = static_cast<std::uint16_t>(served_ | (1U << process));
+}
+
 void Loader::drop_process(unsigned process) {
   STOKER_CHECK(process < kProcessMax);
+  intake_.detach(process);
+  served_ = static_cast<std::uint16_t>(served_ & ~(1U << process));
   const auto keep = static_cast<std::uint16_t>(~(1U << process));
   for (std::size_t f = 0; f < fills_.size(); ++f) {
     Fill& fill = fills_[f];
@@ -513,6 +586,7 @@ void Loader::drop_process(unsigned process) {
   }
   notify_bits_ &= keep;
   (void)reclaim_process(pool_, process);
+  for (std::uint32_t i = 0; i < pool_.slot_count(); ++i) retire_if_unread(i);
   add(pool_.counters().loader.reclaimed_processes);
 }
 

@@ -34,6 +34,9 @@ struct LoaderOptions {
   std::uint32_t transient_retries = 8;          ///< EINTR, EAGAIN, EBUSY, ENOMEM
   std::uint32_t error_retries = 1;              ///< EIO and other device errors
   Duration retry_delay = std::chrono::milliseconds(2);  ///< doubles with every retry
+  /// XXH3-64 per expert over its gate, up and down bytes, in this order (io-worker/checksums.h); empty: not
+  /// checked. A mismatch is read again once, then the expert fails.
+  std::vector<std::uint64_t> checksums;
 };
 
 struct LoaderHint {
@@ -55,6 +58,9 @@ class Loader {
   bool turn(Duration wait_max);
 
   void push_hints(std::span<const LoaderHint> hints);
+  /// A process attached (its table entry is filled). Harmless for one that is served already, as after a
+  /// loader restart.
+  void add_process(unsigned process);
   /// After the process died or detached: its leases and demands are gone.
   void drop_process(unsigned process);
   /// Old reads are known to be over: quarantined slots become free.
@@ -84,13 +90,13 @@ class Loader {
     bool began_as_hint = false;
     bool failed = false;
     std::uint8_t pieces = 0, pieces_left = 0, in_flight = 0;
-    std::uint8_t transient = 0, errors = 0;
+    std::uint8_t transient = 0, errors = 0, mismatches = 0;
     std::uint32_t generation = 0;  ///< of this Fill object: late completions of an older use are ignored
     std::uint16_t requesters = 0;  ///< process bits
     std::uint32_t bytes = 0;       ///< counted in bytes_in_flight_ while reading
     std::uint32_t hint_step = 0;
     Duration retry_at{};
-    std::array<std::uint16_t, kProcessMax> entry{};  ///< demand index per requester
+    std::array<DemandTicket, kProcessMax> ticket{};  ///< per requester
     std::array<Piece, kExtentsMax> piece{};
     std::string error;
     int os_errno = 0;
@@ -98,10 +104,14 @@ class Loader {
   using FillIndex = std::uint16_t;
   static constexpr FillIndex kNoFill = 0xFFFF;
 
+  void adopt_processes();
   void adopt_slots();
+  void adopt_slot(std::uint32_t index);
+  void retire_if_unread(std::uint32_t index);
   void intake_demands();
-  void take_demand(unsigned process, std::uint16_t entry_index);
-  bool grant_resident(unsigned process, std::uint16_t entry_index, ExpertKey key);
+  void take_demand(const Demand& demand);
+  bool grant_resident(const Demand& demand);
+  void grant(unsigned process, DemandTicket ticket, SlotId slot, DemandOrigin origin);
   FillIndex new_fill(ExpertKey key, bool demand);
   void start_demands();
   void start_hints();
@@ -112,11 +122,13 @@ class Loader {
   void submit_pieces();
   void complete(const Completion& completion);
   void piece_error(Fill& fill, Piece& piece, std::size_t piece_index, int os_errno);
+  bool content_is_right(Fill& fill);
   void finish(FillIndex index);
   void publish(Fill& fill);
   void abandon(Fill& fill);
   void release_fill(FillIndex index);
-  void fail_entry(unsigned process, std::uint16_t entry_index, int os_errno, const std::string& text);
+  [[nodiscard]] std::string describe_fill(const Fill& fill, const std::string& path, std::uint64_t offset) const;
+  void fail_demand(unsigned process, DemandTicket ticket, int os_errno, const std::string& text);
   void notify();
   [[nodiscard]] bool room_for(std::uint32_t bytes) const;
   [[nodiscard]] Duration wait_for(Duration wait_max) const;
@@ -143,11 +155,13 @@ class Loader {
   std::vector<ResidentSlot> scratch_slots_;
   std::vector<std::uint32_t> filled_step_;     ///< by slot, private to this loader
   std::vector<std::uint32_t> resident_per_layer_;
+  std::vector<Demand> demands_;
   std::vector<ReadOp> ops_;
   std::vector<Completion> completions_;
   std::uint64_t bytes_in_flight_ = 0, hint_bytes_in_flight_ = 0;
   std::size_t demand_fills_ = 0;
   std::uint32_t quarantined_ = 0;
+  std::uint16_t served_ = 0;       ///< process bits
   std::uint16_t notify_bits_ = 0;
   std::uint8_t epoch_ = 0;
   bool starved_ = false;   ///< a demand waits for a slot that only a released lease can give

@@ -22,7 +22,7 @@ void Residency::choose(std::span<ResidentSlot> slots, std::span<const std::uint3
   ranked_.clear();
   for (std::uint32_t i = 0; i < slots.size(); ++i) {
     const ResidentSlot& s = slots[i];
-    float rank = usage_score(s.usage, step);
+    float rank = score(s.usage, step);
     if (s.origin == SlotOrigin::hint_unused)
       rank = step - s.filled_step > kHintGraceSteps ? kWrongGuess : kFreshHint;
     ranked_.push_back({rank, i});

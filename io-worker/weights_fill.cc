@@ -5,7 +5,8 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <thread>
+
+#include "shm/base/check.h"
 
 namespace stoker {
 
@@ -135,7 +136,7 @@ class Filler {
                     .target = bounce_.buffer(b) + at,
                     .length = static_cast<std::uint32_t>(align_up(w.end - w.begin, kDirectAlign) - at),
                     .tag = b};
-    while (engine_.submit({&op, 1}) == 0) std::this_thread::yield();
+    STOKER_CHECK(engine_.submit({&op, 1}) == 1);  // at most kBuffers are in flight
   }
 
   Result<void> land(const Completion& c) {
