@@ -85,6 +85,12 @@ void add_expert_parts(const ExpertPlan& experts, std::uint32_t layer, ImageLayou
   plan.literals.emplace_back(at, std::move(bytes));
 }
 
+/// One I32 with the numeric value of DType: the worker sees no expert tensors, so it must be told.
+void add_expert_dtype(DType dtype, ImageLayout& image, WeightsPlan& plan) {
+  const std::uint64_t at = image.add("stoker.expert_dtype", DType::i32, {1}, 4);
+  plan.literals.emplace_back(at, std::string{static_cast<char>(dtype), 0, 0, 0});
+}
+
 std::string hex64(std::uint64_t value) {
   std::string out;
   for (int shift = 60; shift >= 0; shift -= 4) out += "0123456789abcdef"[(value >> shift) & 15];
@@ -97,6 +103,7 @@ Result<WeightsPlan> WeightsPlan::make(const Checkpoint& checkpoint, const Expert
   WeightsPlan plan;
   ImageLayout image;
   add_resident(checkpoint, image, plan);
+  add_expert_dtype(checkpoint.expert_dtype(), image, plan);
   for (std::uint32_t layer = 0; layer < experts.layers(); ++layer) {
     if (checkpoint.expert_dtype() == DType::f8_e4m3) add_expert_scales(checkpoint, layer, image, plan);
     add_expert_parts(experts, layer, image, plan);

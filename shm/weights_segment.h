@@ -6,7 +6,8 @@
 //   "stoker.layers.L.expert_scales"  F32 [experts, scales_per_expert]  gate | up | down tiles, row-major
 //                                    (absent when the experts are not FP8)
 //   "stoker.layers.L.expert_parts"   I32 [experts, 3]  byte offset in the slot of gate, up, down
-// and metadata {"model_dir", "fingerprint"}.
+// and once "stoker.expert_dtype" I32 [1] (the value of DType, checkpoint/safetensors.h), and metadata
+// {"model_dir", "fingerprint"}.
 #pragma once
 
 #include <cstddef>
