@@ -72,6 +72,10 @@ struct ExpertParts {
 class ExpertPlan {
  public:
   static Result<ExpertPlan> make(const Checkpoint& checkpoint);
+  /// From ready-made extents, one list per expert (simulation, packed models). Trusts its arguments.
+  static ExpertPlan from_extents(std::uint32_t layers, std::uint64_t slot_bytes, std::uint64_t expert_bytes,
+                                 const std::vector<std::vector<Extent>>& extents,
+                                 const std::vector<ExpertParts>& parts);
   [[nodiscard]] std::uint32_t layers() const { return layers_; }
   [[nodiscard]] std::uint32_t experts_per_layer() const { return experts_per_layer_; }
   [[nodiscard]] std::uint32_t expert_count() const { return layers_ * experts_per_layer_; }

@@ -92,4 +92,21 @@ std::pair<const Extent*, std::size_t> ExpertPlan::extents(ExpertKey key) const {
   return {extents_.data() + begin, end - begin};
 }
 
+ExpertPlan ExpertPlan::from_extents(std::uint32_t layers, std::uint64_t slot_bytes, std::uint64_t expert_bytes,
+                                    const std::vector<std::vector<Extent>>& extents,
+                                    const std::vector<ExpertParts>& parts) {
+  ExpertPlan plan;
+  plan.layers_ = layers;
+  plan.experts_per_layer_ = static_cast<std::uint32_t>(extents.size()) / layers;
+  plan.slot_bytes_ = slot_bytes;
+  plan.expert_bytes_ = expert_bytes;
+  plan.parts_ = parts;
+  for (const std::vector<Extent>& of_expert : extents) {
+    plan.first_.push_back(static_cast<std::uint32_t>(plan.extents_.size()));
+    plan.extents_.insert(plan.extents_.end(), of_expert.begin(), of_expert.end());
+  }
+  plan.first_.push_back(static_cast<std::uint32_t>(plan.extents_.size()));
+  return plan;
+}
+
 }  // namespace stoker

@@ -13,6 +13,7 @@
 // The same seed and the same calls give the same history.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -93,6 +94,11 @@ class SimKernel {
   /// flock of a successor waits for.
   [[nodiscard]] std::size_t in_flight(FileId file) const;
   [[nodiscard]] std::size_t in_flight() const { return reads_.size(); }
+  /// Reads of crashed engines that may still write memory.
+  [[nodiscard]] std::size_t abandoned() const {
+    return static_cast<std::size_t>(
+        std::count_if(reads_.begin(), reads_.end(), [](const Read& read) { return read.abandoned; }));
+  }
 
   /// From now on the file ends at `bytes`; engine_files() go on saying what they said at open.
   void truncate(FileId file, std::uint64_t bytes);
