@@ -115,13 +115,23 @@ Result<Geometry> validate(const Segment& control, const std::string& name) {
   return g;
 }
 
-/// The bracketed word of shmem_enabled ("always within_size advise [never] deny force"); "" if unreadable.
-std::string shmem_enabled() {
-  std::ifstream file("/sys/kernel/mm/transparent_hugepage/shmem_enabled");
+/// Who decides about transparent huge pages for POSIX shared memory: the `huge=` option of the tmpfs on
+/// /dev/shm (none = never), unless shmem_enabled says deny or force. The other words of shmem_enabled are for
+/// memfd and System V memory only (Documentation/admin-guide/mm/transhuge.rst, "Hugepages in tmpfs/shmem").
+std::string shmem_huge_policy() {
+  std::ifstream enabled("/sys/kernel/mm/transparent_hugepage/shmem_enabled");
   std::string word;
-  while (file >> word)
-    if (word.size() > 2 && word.front() == '[') return word.substr(1, word.size() - 2);
-  return "";
+  while (enabled >> word)
+    if (word == "[deny]" || word == "[force]") return word.substr(1, word.size() - 2);
+  if (!enabled.is_open()) return "not in this kernel";
+  std::ifstream mounts("/proc/mounts");
+  std::string device, mount, type, options, rest, policy = "never";
+  while (mounts >> device >> mount >> type >> options && std::getline(mounts, rest)) {
+    if (mount != "/dev/shm") continue;
+    const std::size_t at = options.find("huge=");  // a later line lies over an earlier one
+    policy = at == std::string::npos ? "never" : options.substr(at + 5, options.find(',', at) - at - 5);
+  }
+  return policy;
 }
 
 std::uint64_t huge_page_number(const char* what) {
@@ -186,22 +196,20 @@ std::optional<Payload> create_on_hugetlbfs(const PoolSpec& spec, const Geometry&
 std::string describe_pages(const Segment& payload, bool asked, const std::string& why, std::uint32_t& page_bytes) {
   page_bytes = static_cast<std::uint32_t>(kPageBytes);
   if (!asked) return "4 KiB pages (huge pages are switched off in the configuration)";
-  const std::string thp = shmem_enabled();
-  const bool possible = !thp.empty() && thp != "never" && thp != "deny";
-  const std::uint64_t huge = possible ? payload.huge_bytes() : 0;
+  const std::string thp = shmem_huge_policy();
+  const std::uint64_t huge = thp == "never" || thp == "deny" ? 0 : payload.huge_bytes();
   if (huge * 10 >= payload.bytes() * 9) {
     page_bytes = static_cast<std::uint32_t>(kHugePageBytes);
-    return "2 MiB pages (transparent huge pages, shmem_enabled=" + thp + ")";
+    return "2 MiB pages (transparent huge pages, /dev/shm huge=" + thp + ")";
   }
   const std::uint64_t wanted = payload.bytes() / kHugePageBytes;
-  const std::string remedy = "; reads and memory would be faster after `sysctl vm.nr_hugepages=" + std::to_string(wanted) +
-                             "` with a hugetlbfs the user can write, or after `echo advise > "
-                             "/sys/kernel/mm/transparent_hugepage/shmem_enabled`";
-  const std::string cause = "transparent huge pages for shared memory: " + (thp.empty() ? "not in this kernel" : thp);
+  const std::string remedy = "; reads and memory are faster after `mount -o remount,huge=advise /dev/shm`, or after "
+                             "`sysctl vm.nr_hugepages=" + std::to_string(wanted) + "` with a hugetlbfs the user can write";
+  const std::string cause = (why.empty() ? "" : why + "; ") + std::string("/dev/shm huge=") + thp;
   if (huge != 0)
-    return bytes_text(huge) + " of " + bytes_text(payload.bytes()) + " in 2 MiB pages, the rest in 4 KiB pages (memory is "
-           "fragmented; " + why + ")" + remedy;
-  return "4 KiB pages (" + (why.empty() ? cause : why + "; " + cause) + ")" + remedy;
+    return bytes_text(huge) + " of " + bytes_text(payload.bytes()) +
+           " in 2 MiB pages, the rest in 4 KiB pages (memory is fragmented; " + cause + ")" + remedy;
+  return "4 KiB pages (" + cause + ")" + remedy;
 }
 
 Result<Payload> create_payload(const PoolSpec& spec, const Geometry& g) {
