@@ -1,0 +1,435 @@
+#include "daemons/worker/scheduler.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "daemons/common/limits.h"
+#include "daemons/common/messages.h"
+#include "daemons/common/size.h"
+#include "shm/base/check.h"
+
+namespace stoker {
+
+struct Scheduler::Entry {
+  Request request;
+  std::uint32_t max_tokens = 0;  ///< 0 for a logits request
+  std::uint64_t bytes = 0;       ///< reserved while active
+  std::unique_ptr<Sequence> sequence;
+  std::uint32_t sequence_id = 0;
+  std::unique_ptr<Generation> generation;  ///< refers to `request`
+  std::uint32_t prompt_done = 0;
+  bool decoding = false;
+  bool finished = false;  ///< to be erased after the step
+  wire::Stats stats;
+  Duration started{}, first_token{}, last_token{};
+
+  [[nodiscard]] std::uint32_t prompt_size() const {
+    return static_cast<std::uint32_t>(request.prompt.size());
+  }
+};
+
+/// Counts expert uses per request during a decode step, and passes events on.
+class Scheduler::Tally final : public RoutingObserver {
+ public:
+  explicit Tally(RoutingObserver* next) : next_(next) {}
+  void members(std::span<Entry* const> members) { members_ = members; }
+
+  void on_lookahead(const LookaheadEvent& event) override {
+    if (next_ != nullptr) next_->on_lookahead(event);
+  }
+  void on_routing(const RoutingEvent& event) override {
+    for (Entry* entry : members_)
+      if (entry->sequence_id == event.sequence_id) count(entry->stats, event.tiers);
+    if (next_ != nullptr) next_->on_routing(event);
+  }
+
+ private:
+  static void count(wire::Stats& stats, std::span<const Tier> tiers) {
+    for (const Tier tier : tiers) {
+      if (tier == Tier::pool || tier == Tier::vram) {
+        stats.set_experts_pool(stats.experts_pool() + 1);
+      } else if (tier == Tier::pool_hinted) {
+        stats.set_experts_hinted(stats.experts_hinted() + 1);
+      } else {
+        stats.set_experts_disk(stats.experts_disk() + 1);
+      }
+    }
+  }
+  RoutingObserver* next_;
+  std::span<Entry* const> members_;
+};
+
+Scheduler::Scheduler(Model& model, ExpertSource& source, const GenerationRules& rules,
+                     RoutingObserver* observer, EventSink& sink, const Clock& clock,
+                     const SchedulerOptions& options)
+    : model_(model),
+      source_(source),
+      rules_(rules),
+      sink_(sink),
+      clock_(clock),
+      options_(options),
+      tally_(std::make_unique<Tally>(observer)),
+      last_progress_(clock.now()) {
+  options_.chunk = std::min(options_.chunk, model.step_tokens_max());
+  options_.max_sequences = std::min(options_.max_sequences, model.step_tokens_max());
+  STOKER_CHECK(options_.chunk > 0 && options_.max_sequences > 0 && options_.context > 0);
+}
+
+Scheduler::~Scheduler() = default;
+
+// ---- admission ----
+
+/// Answer length of a request, given its prompt: what it asked for, or what the context leaves.
+Result<std::uint32_t> Scheduler::resolve_max_tokens(const Request& request) const {
+  const std::uint64_t prompt = request.prompt.size();
+  const std::string context_text = " tokens, the context is " + std::to_string(options_.context) + " tokens";
+  if (request.logits) {
+    if (prompt <= options_.context) return 0;
+    return stoker::fail(Errc::too_large, "the prompt is " + std::to_string(prompt) + context_text);
+  }
+  std::uint64_t answer = request.max_tokens;
+  if (!request.forced.empty()) answer = request.forced.size();
+  if (answer == 0 && prompt < options_.context) answer = options_.context - prompt;
+  if (prompt + std::max<std::uint64_t>(answer, 1) > options_.context)
+    return stoker::fail(Errc::too_large,
+                        "the prompt is " + std::to_string(prompt) + " tokens and the answer up to " +
+                            std::to_string(std::max<std::uint64_t>(answer, 1)) +
+                            ": together more than the context of " + std::to_string(options_.context) +
+                            " tokens; shorten the prompt, ask for fewer tokens, or start the worker "
+                            "with a larger --context");
+  return static_cast<std::uint32_t>(answer);
+}
+
+/// Code and text of why a request can never run; null when it can.
+const char* Scheduler::refusal(const Request& request, std::string& text) const {
+  if (request.prompt.empty()) {
+    text = "the prompt has no tokens";
+    return error_code::kInvalidRequest;
+  }
+  const std::uint32_t vocabulary = model_.config().vocab_size;
+  for (const auto* ids : {&request.prompt, &request.forced}) {
+    for (const std::uint32_t id : *ids) {
+      if (id < vocabulary) continue;
+      text = "token id " + std::to_string(id) + " is not in the vocabulary of " + std::to_string(vocabulary);
+      return error_code::kInvalidRequest;
+    }
+  }
+  if (!request.stop.empty() && rules_.tokenizer == nullptr) {
+    text = "stop strings need a tokenizer, and this model directory has no tokenizer.json";
+    return error_code::kNoTokenizer;
+  }
+  const auto max_tokens = resolve_max_tokens(request);
+  if (!max_tokens) {
+    text = max_tokens.error().message;
+    return error_code::kContext;
+  }
+  const std::uint64_t rows = request.logits ? (request.all_positions ? request.prompt.size() : 1)
+                                            : (request.raw_logits ? *max_tokens : 0);
+  if (rows * vocabulary * sizeof(float) > limits::kLogitsReplyBytes) {
+    text = "logits of " + std::to_string(rows) + " positions are " +
+           format_bytes(rows * vocabulary * sizeof(float)) + ", at most " +
+           format_bytes(limits::kLogitsReplyBytes);
+    return error_code::kInvalidRequest;
+  }
+  const std::uint64_t bytes = model_.sequence_bytes(request.prompt.size() + *max_tokens);
+  if (bytes > options_.sequence_memory) {
+    text = "the request needs " + format_bytes(bytes) + " of sequence state, the budget is " +
+           format_bytes(options_.sequence_memory) + " (--sequence-memory)";
+    return error_code::kMemory;
+  }
+  if (queue_.size() >= options_.queue_max) {
+    text = std::to_string(queue_.size()) + " requests wait already, at most " +
+           std::to_string(options_.queue_max) + " may; try again later";
+    return error_code::kQueueFull;
+  }
+  return nullptr;
+}
+
+void Scheduler::refuse(const Request& request, const char* code, const std::string& text) {
+  ++totals_.requests_refused;
+  sink_.send(request.client, error_message(request.id, code, text));
+}
+
+void Scheduler::submit(Request request) {
+  const auto same = [&](const std::unique_ptr<Entry>& e) {
+    return e->request.client == request.client && e->request.id == request.id;
+  };
+  if (std::any_of(queue_.begin(), queue_.end(), same) || std::any_of(active_.begin(), active_.end(), same))
+    return refuse(request, error_code::kDuplicateId,
+                  "a request with this id is still running on this connection");
+  std::string text;
+  if (const char* code = refusal(request, text); code != nullptr) return refuse(request, code, text);
+  auto entry = std::make_unique<Entry>();
+  entry->request = std::move(request);
+  entry->max_tokens = *resolve_max_tokens(entry->request);
+  entry->bytes = model_.sequence_bytes(entry->request.prompt.size() + entry->max_tokens);
+  queue_.push_back(std::move(entry));
+}
+
+/// First come, first served: a large request at the front is not overtaken by small ones.
+void Scheduler::admit() {
+  while (!queue_.empty() && active_.size() < options_.max_sequences &&
+         reserved_ + queue_.front()->bytes <= options_.sequence_memory) {
+    std::unique_ptr<Entry> entry = std::move(queue_.front());
+    queue_.pop_front();
+    entry->started = clock_.now();
+    entry->sequence = model_.new_sequence();
+    entry->sequence_id = ++last_sequence_id_;
+    if (entry->max_tokens > 0)
+      entry->generation = std::make_unique<Generation>(entry->request, rules_, entry->max_tokens);
+    entry->stats.set_prompt_tokens(entry->prompt_size());
+    entry->stats.set_queue_seconds(seconds(entry->started - entry->request.arrived));
+    entry->stats.set_seed(entry->request.sampling.seed);
+    reserved_ += entry->bytes;
+    active_.push_back(std::move(entry));
+  }
+}
+
+// ---- steps ----
+
+bool Scheduler::step() {
+  admit();
+  Entry* next = oldest_prefilling();
+  const bool any_decoding =
+      std::any_of(active_.begin(), active_.end(), [](const auto& e) { return e->decoding && !e->finished; });
+  if (next == nullptr && !any_decoding) return false;
+  if (any_decoding && (decode_next_ || next == nullptr)) {
+    decode();
+    decode_next_ = false;
+  } else {
+    prefill(*next);
+    decode_next_ = true;
+  }
+  erase_finished();
+  report_progress();
+  return true;
+}
+
+Scheduler::Entry* Scheduler::oldest_prefilling() {
+  for (const auto& entry : active_)
+    if (!entry->decoding && !entry->finished) return entry.get();
+  return nullptr;
+}
+
+void Scheduler::prefill(Entry& entry) {
+  const Request& request = entry.request;
+  std::uint32_t end = std::min(entry.prompt_size(), entry.prompt_done + options_.chunk);
+  if (request.prefill_split > entry.prompt_done) end = std::min(end, request.prefill_split);
+  const std::uint32_t rows = end - entry.prompt_done;
+  const bool last = end == entry.prompt_size();
+
+  Segment segment;
+  segment.sequence = entry.sequence.get();
+  segment.sequence_id = entry.sequence_id;
+  segment.tokens = std::span(request.prompt).subspan(entry.prompt_done, rows);
+  segment.logits = last ? Segment::Logits::last : Segment::Logits::none;
+  if (request.all_positions) segment.logits = Segment::Logits::all;
+
+  SegmentResult result;
+  Entry* const member = &entry;
+  const auto stats =
+      model_.step(std::span(&segment, 1), Access::prefill, source_, nullptr, std::span(&result, 1));
+  if (!stats) return step_failed(std::span(&member, 1), stats.error());
+  count_step(*stats, true);
+  prompt_rate_.add(clock_.now(), rows);
+  totals_.prompt_tokens += rows;
+  entry.stats.set_prefill_seconds(entry.stats.prefill_seconds() + seconds(stats->total));
+  entry.stats.set_stall_seconds(entry.stats.stall_seconds() + seconds(stats->stall));
+  entry.stats.set_experts_pool(entry.stats.experts_pool() + stats->pool);
+  entry.stats.set_experts_hinted(entry.stats.experts_hinted() + stats->hinted);
+  entry.stats.set_experts_disk(entry.stats.experts_disk() + stats->disk + stats->late_hint);
+  if (result.error) return fail(entry, error_code::kExpertRead, result.error->text());
+
+  const std::uint32_t first = entry.prompt_done;
+  entry.prompt_done = end;
+  if (request.all_positions) send_prompt_logits(entry, first, rows, result.logits);
+  wire::ServerMessage progress;
+  progress.mutable_progress()->set_id(request.id);
+  progress.mutable_progress()->set_prompt_done(end);
+  progress.mutable_progress()->set_prompt_total(entry.prompt_size());
+  sink_.send(request.client, std::move(progress));
+  if (last) prefill_done(entry, result.logits);
+}
+
+void Scheduler::prefill_done(Entry& entry, std::span<const float> logits) {
+  if (entry.request.logits) {
+    if (!entry.request.all_positions) send_prompt_logits(entry, entry.prompt_size() - 1, 1, logits);
+    return finish(entry, "stop");
+  }
+  entry.decoding = true;
+  accept(entry, logits);
+}
+
+void Scheduler::send_prompt_logits(Entry& entry, std::uint32_t first_position, std::uint32_t rows,
+                                   std::span<const float> logits) {
+  const std::size_t width = model_.config().vocab_size;
+  STOKER_CHECK(logits.size() == rows * width);
+  for (std::uint32_t row = 0; row < rows; ++row) {
+    wire::ServerMessage message;
+    message.mutable_logits()->set_id(entry.request.id);
+    message.mutable_logits()->set_position(first_position + row);
+    message.mutable_logits()->set_logits(logits_bytes(logits.subspan(row * width, width)));
+    sink_.send(entry.request.client, std::move(message));
+  }
+}
+
+void Scheduler::decode() {
+  std::vector<Entry*> members;
+  for (const auto& entry : active_)
+    if (entry->decoding && !entry->finished) members.push_back(entry.get());
+  std::vector<std::uint32_t> tokens(members.size());
+  std::vector<Segment> segments(members.size());
+  for (std::size_t i = 0; i < members.size(); ++i) {
+    tokens[i] = members[i]->generation->last_token();
+    segments[i].sequence = members[i]->sequence.get();
+    segments[i].sequence_id = members[i]->sequence_id;
+    segments[i].tokens = std::span(tokens).subspan(i, 1);
+    segments[i].logits = Segment::Logits::last;
+  }
+  std::vector<SegmentResult> results(members.size());
+  tally_->members(members);
+  const auto stats = model_.step(segments, Access::decode, source_, tally_.get(), results);
+  tally_->members({});
+  if (!stats) return step_failed(members, stats.error());
+  count_step(*stats, false);
+  for (std::size_t i = 0; i < members.size(); ++i) {
+    Entry& entry = *members[i];
+    entry.stats.set_stall_seconds(entry.stats.stall_seconds() + seconds(stats->stall));
+    if (results[i].error) {
+      fail(entry, error_code::kExpertRead, results[i].error->text());
+    } else {
+      accept(entry, results[i].logits);
+    }
+  }
+}
+
+void Scheduler::accept(Entry& entry, std::span<const float> logits) {
+  wire::ServerMessage message;
+  *message.mutable_token() = entry.generation->accept(logits);
+  sink_.send(entry.request.client, std::move(message));
+  const Duration now = clock_.now();
+  if (entry.generation->generated() == 1) entry.first_token = now;
+  entry.last_token = now;
+  generated_rate_.add(now, 1);
+  ++totals_.generated_tokens;
+  if (entry.generation->finish_reason()) finish(entry, *entry.generation->finish_reason());
+}
+
+/// The model gave no result for the whole step: its sequences are lost. When the loader stayed away, the
+/// queue is answered too, instead of letting each request wait as long again.
+void Scheduler::step_failed(std::span<Entry* const> members, const Error& error) {
+  if (error.code == Errc::peer_gone || error.code == Errc::layout)
+    return fail_all(error_code::kLoaderGone, error.text());
+  for (Entry* entry : members) fail(*entry, error_code::kInternal, error.text());
+}
+
+void Scheduler::count_step(const StepStats& stats, bool prefill) {
+  ++(prefill ? totals_.prefill_steps : totals_.decode_steps);
+  (prefill ? totals_.prefill_seconds : totals_.decode_seconds) += seconds(stats.total);
+  totals_.stall_seconds += seconds(stats.stall);
+  totals_.experts_pool += stats.pool;
+  totals_.experts_hinted += stats.hinted;
+  totals_.experts_disk += stats.disk;
+  totals_.experts_late_hint += stats.late_hint;
+}
+
+// ---- endings ----
+
+void Scheduler::finish(Entry& entry, const std::string& reason) {
+  wire::ServerMessage message;
+  wire::DoneEvent& done = *message.mutable_done();
+  done.set_id(entry.request.id);
+  done.set_finish_reason(reason);
+  if (entry.generation) {
+    done.set_text(entry.generation->flush());
+    entry.stats.set_generated_tokens(entry.generation->generated());
+    if (entry.generation->generated() > 0) {
+      entry.stats.set_ttft_seconds(seconds(entry.first_token - entry.request.arrived));
+      entry.stats.set_decode_seconds(seconds(entry.last_token - entry.first_token));
+    }
+  }
+  *done.mutable_stats() = entry.stats;
+  sink_.send(entry.request.client, std::move(message));
+  ++(reason == "cancelled" ? totals_.requests_cancelled : totals_.requests_done);
+  entry.finished = true;
+}
+
+void Scheduler::fail(Entry& entry, const char* code, const std::string& text) {
+  sink_.send(entry.request.client, error_message(entry.request.id, code, text));
+  ++totals_.requests_failed;
+  entry.finished = true;
+}
+
+void Scheduler::cancel(const std::string& client, const std::string& id) {
+  const auto matches = [&](const std::unique_ptr<Entry>& e) {
+    return e->request.client == client && e->request.id == id;
+  };
+  if (const auto waiting = std::find_if(queue_.begin(), queue_.end(), matches); waiting != queue_.end()) {
+    (*waiting)->stats.set_queue_seconds(seconds(clock_.now() - (*waiting)->request.arrived));
+    finish(**waiting, "cancelled");
+    queue_.erase(waiting);
+  }
+  for (const auto& entry : active_)
+    if (matches(entry)) finish(*entry, "cancelled");
+  erase_finished();
+}
+
+void Scheduler::drop_client(const std::string& client) {
+  const auto gone = [&](const std::unique_ptr<Entry>& e) { return e->request.client == client; };
+  totals_.requests_cancelled += std::erase_if(queue_, gone);
+  for (const auto& entry : active_) {
+    if (!gone(entry)) continue;
+    entry->finished = true;
+    ++totals_.requests_cancelled;
+  }
+  erase_finished();
+}
+
+void Scheduler::fail_all(const char* code, const std::string& text) {
+  for (const auto& entry : queue_) fail(*entry, code, text);
+  queue_.clear();
+  for (const auto& entry : active_)
+    if (!entry->finished) fail(*entry, code, text);
+  erase_finished();
+}
+
+void Scheduler::erase_finished() {
+  std::erase_if(active_, [this](const std::unique_ptr<Entry>& entry) {
+    if (!entry->finished) return false;
+    reserved_ -= entry->bytes;
+    return true;
+  });
+}
+
+void Scheduler::report_progress() {
+  if (clock_.now() - last_progress_ < options_.progress_every) return;
+  last_progress_ = clock_.now();
+  const auto report = [this](const Entry& entry, std::uint32_t position) {
+    wire::ServerMessage message;
+    message.mutable_progress()->set_id(entry.request.id);
+    message.mutable_progress()->set_prompt_done(entry.prompt_done);
+    message.mutable_progress()->set_prompt_total(entry.prompt_size());
+    message.mutable_progress()->set_queue_position(position);
+    sink_.send(entry.request.client, std::move(message));
+  };
+  for (const auto& entry : active_)
+    if (!entry->decoding) report(*entry, 0);
+  for (std::size_t i = 0; i < queue_.size(); ++i) report(*queue_[i], static_cast<std::uint32_t>(i + 1));
+}
+
+SchedulerStatus Scheduler::status() {
+  SchedulerStatus status = totals_;
+  const Duration now = clock_.now();
+  status.queued = static_cast<std::uint32_t>(queue_.size());
+  status.reserved_bytes = reserved_;
+  for (const auto& entry : active_) {
+    ++(entry->decoding ? status.decoding : status.prefilling);
+    status.sequence_bytes += entry->sequence->memory_bytes();
+  }
+  status.generated_per_second_1s = generated_rate_.per_second(now, 1);
+  status.generated_per_second_60s = generated_rate_.per_second(now, 60);
+  status.prompt_per_second_60s = prompt_rate_.per_second(now, 60);
+  return status;
+}
+
+}  // namespace stoker
