@@ -58,7 +58,8 @@ class StreamDecoder {
   std::string held_;
 };
 
-/// Finds stop strings in streamed text: holds back any suffix that may be the start of one.
+/// Finds stop strings in streamed text: holds back any suffix that may be the start of one. The stop that is
+/// complete first wins (the longest of those that end there), however the text is cut into pushes.
 class StopScanner {
  public:
   explicit StopScanner(std::vector<std::string> stops);
@@ -66,12 +67,14 @@ class StopScanner {
     std::string text;  ///< safe to show
     bool stopped = false;
   };
+  /// After a stop every further push is {"", true}.
   Step push(std::string_view text);
   std::string flush();  ///< held-back text at the end without a stop
 
  private:
   std::vector<std::string> stops_;
   std::string held_;
+  bool stopped_ = false;
 };
 
 }  // namespace stoker
