@@ -1,0 +1,56 @@
+#include "cli/input.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <charconv>
+
+#include "cli/terminal.h"
+#include "shm/base/unique_fd.h"
+
+namespace stoker::cli {
+
+Result<std::string> read_input(const std::string& path) {
+  UniqueFd file;
+  if (path != "-") {
+    file = UniqueFd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    if (!file.valid()) return fail(Errc::io, "cannot open " + path, errno);
+  }
+  std::string text;
+  if (!read_all(path == "-" ? STDIN_FILENO : file.get(), text)) return fail(Errc::io, "cannot read " + path, errno);
+  return text;
+}
+
+bool stdin_is_piped() {
+  struct stat info {};
+  if (::fstat(STDIN_FILENO, &info) != 0) return false;
+  // /dev/null and terminals are character devices: nothing to read from either.
+  return S_ISFIFO(info.st_mode) || S_ISREG(info.st_mode) || S_ISSOCK(info.st_mode);
+}
+
+Result<std::vector<std::uint32_t>> parse_ids(std::string_view text) {
+  std::vector<std::uint32_t> ids;
+  const auto blank = [](char c) { return c == ' ' || c == '\n' || c == '\t' || c == '\r'; };
+  std::size_t at = 0;
+  while (at < text.size()) {
+    std::size_t end = text.find(',', at);
+    if (end == std::string_view::npos) end = text.size();
+    std::string_view item = text.substr(at, end - at);
+    while (!item.empty() && blank(item.front())) item.remove_prefix(1);
+    while (!item.empty() && blank(item.back())) item.remove_suffix(1);
+    std::uint32_t id = 0;
+    const auto [last, error] = std::from_chars(item.data(), item.data() + item.size(), id);
+    if (error != std::errc() || last != item.data() + item.size()) {
+      return fail(Errc::invalid, "\"" + std::string(item.substr(0, 40)) +
+                                     "\" is not a token id; write ids as 1,5,9");
+    }
+    ids.push_back(id);
+    at = end + 1;
+  }
+  if (ids.empty()) return fail(Errc::invalid, "there is no token id; write ids as 1,5,9");
+  return ids;
+}
+
+}  // namespace stoker::cli

@@ -1,0 +1,22 @@
+// Where text and ids on the command line come from: arguments, files, stdin.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "shm/base/result.h"
+
+namespace stoker::cli {
+
+/// All of a file; "-" is stdin. The error names the path and the errno.
+Result<std::string> read_input(const std::string& path);
+
+/// True when stdin has something to read that is not a person: a pipe, a file, a socket.
+bool stdin_is_piped();
+
+/// "1,5,9" (white space allowed) as token ids. Errc::invalid names the text that is not an id.
+Result<std::vector<std::uint32_t>> parse_ids(std::string_view text);
+
+}  // namespace stoker::cli

@@ -1,0 +1,40 @@
+// Options that shape a stack (loader, worker, predictor), shared by run, chat, logits and serve, and the
+// command lines of the daemons they turn into.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cli/process.h"
+
+namespace stoker::cli {
+
+struct StackOptions {
+  std::string model_dir;
+  std::string ram;                        ///< "" = the loader's default
+  std::optional<std::uint32_t> pool_slots;
+  std::string engine;                     ///< auto, uring, pread; "" = default
+  bool no_predictor = false;
+  std::optional<std::uint32_t> threads;
+  std::string simd;
+  std::optional<std::uint32_t> chunk;
+  std::optional<std::uint32_t> context;
+
+  /// Any of them given on the command line: such a run wants a stack of its own.
+  [[nodiscard]] bool any() const;
+};
+
+void add_stack_options(CLI::App& app, StackOptions& options);
+
+/// Directory of the daemons' binaries: where this executable is.
+std::string bin_directory();
+
+enum class StackLogs { files, inherit };
+
+/// The daemons in order of start. `unlink_on_exit`: the loader removes the pool's names when it stops.
+std::vector<ChildSpec> stack_children(const StackOptions& options, const std::string& run_dir, StackLogs logs,
+                                      bool unlink_on_exit);
+
+}  // namespace stoker::cli

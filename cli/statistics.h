@@ -1,0 +1,15 @@
+// Statistics of one answer, for people and for programs.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "stoker.pb.h"
+
+namespace stoker::cli {
+
+/// "128 tok · 41.2 tok/s · ttft 0.31 s · experts: pool 93 % (prefetched 12 %) disk 7 %"
+std::string statistics_line(const wire::Stats& stats);
+nlohmann::ordered_json statistics_json(const wire::Stats& stats);
+
+}  // namespace stoker::cli
