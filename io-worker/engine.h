@@ -24,7 +24,7 @@ namespace stoker {
 /// back short. Also as completions: -EBADF for a file index that does not exist, -EINVAL for length 0 or
 /// a range beyond 2^63.
 struct ReadOp {
-  FileId file;  ///< index into the files the engine was made with
+  FileId file{};  ///< index into the files the engine was made with
   std::uint64_t offset = 0;
   std::byte* target = nullptr;  ///< must stay valid until the completion
   std::uint32_t length = 0;
@@ -68,9 +68,9 @@ class IoEngine {
 };
 
 struct EngineOptions {
-  std::size_t depth = 64;           ///< reads in flight at most
-  int doorbell_fd = -1;             ///< eventfd that ends a waiting reap; -1 = none. The engine drains it.
-  std::span<std::byte> registered;  ///< memory to register as fixed buffers (the pool payload); may be empty
+  std::size_t depth = 64;             ///< reads in flight at most
+  int doorbell_fd = -1;               ///< eventfd that ends a waiting reap; -1 = none. The engine drains it.
+  std::span<std::byte> registered{};  ///< to register as fixed buffers (the pool payload); may be empty
   /// Registered memory is cut at multiples of this (slot bytes), because a fixed read cannot span two pieces.
   std::uint64_t registered_granule = kHugePageBytes;
   unsigned pread_threads = 4;

@@ -39,7 +39,7 @@ SimFile sim_file(std::string path, std::vector<std::byte> bytes);
 
 /// Reads that touch the range fail with EIO: `failures` times, or always when 0.
 struct SimBadRange {
-  FileId file;
+  FileId file{};
   std::uint64_t offset = 0;
   std::uint64_t length = 0;
   unsigned failures = 0;
@@ -68,8 +68,8 @@ struct SimOptions {
   Duration latency = std::chrono::microseconds(80);         ///< of a read of no bytes; overlaps between reads
   Duration latency_jitter = std::chrono::microseconds(40);  ///< added, uniform in 0..this
   double bytes_per_second = 3e9;                            ///< of the device; not shared by overlapping
-  SimFaults faults;
-  std::vector<SimBadRange> bad_ranges;
+  SimFaults faults{};
+  std::vector<SimBadRange> bad_ranges{};
 };
 
 /// How often each fault was injected, so that a test can tell that it tested something.
