@@ -1,6 +1,7 @@
 #include "gpu-worker/pool_source.h"
 
 #include <algorithm>
+#include <thread>
 
 #include "shm/usage.h"
 
@@ -9,18 +10,22 @@ namespace stoker {
 namespace {
 // A lost wake-up or a dead loader costs at most this before it is noticed.
 constexpr Duration kWaitSlice = std::chrono::milliseconds(20);
+constexpr Duration kReattachTimeout = std::chrono::seconds(2);
 
 void add(std::atomic<std::uint64_t>& counter, std::uint64_t by = 1) {
   counter.fetch_add(by, std::memory_order_relaxed);
 }
 }  // namespace
 
-Result<std::unique_ptr<PoolSource>> PoolSource::make(Pool& pool, AttachClient& client, const WeightsImage& image,
-                                                     std::uint32_t layers, std::uint32_t experts_per_layer,
-                                                     const Clock& clock, PoolSourceOptions options) {
+Result<std::unique_ptr<PoolSource>> PoolSource::make(Pool& pool, AttachClient& client,
+                                                     const WeightsImage& image, const ModelConfig& config,
+                                                     std::uint64_t matrix_bytes, const Clock& clock,
+                                                     PoolSourceOptions options) {
+  const std::uint32_t layers = config.layers, experts_per_layer = config.experts;
   if (pool.expert_count() != layers * experts_per_layer)
-    return fail(Errc::layout, "the pool holds " + std::to_string(pool.expert_count()) + " experts, the model has " +
-                                  std::to_string(layers * experts_per_layer) + ": restart the loader");
+    return fail(Errc::layout, "the pool holds " + std::to_string(pool.expert_count()) +
+                                  " experts, the model has " + std::to_string(layers * experts_per_layer) +
+                                  ": restart the loader");
   std::vector<LayerTables> tables(layers);
   for (std::uint32_t l = 0; l < layers; ++l) {
     const std::string prefix = "stoker.layers." + std::to_string(l) + ".";
@@ -31,7 +36,8 @@ Result<std::unique_ptr<PoolSource>> PoolSource::make(Pool& pool, AttachClient& c
       return fail(Errc::layout, "the weights segment has no " + prefix + "expert_parts: restart the loader");
     tables[l].parts = reinterpret_cast<const std::int32_t*>(image.data(*parts));
     for (std::uint32_t i = 0; i < experts_per_layer * 3; ++i)
-      if (tables[l].parts[i] < 0 || static_cast<std::uint64_t>(tables[l].parts[i]) >= pool.slot_bytes())
+      if (tables[l].parts[i] < 0 ||
+          static_cast<std::uint64_t>(tables[l].parts[i]) + matrix_bytes > pool.slot_bytes())
         return fail(Errc::layout, prefix + "expert_parts points outside the slot");
     if (scales == nullptr) continue;
     if (scales->dtype != DType::f32 || scales->shape.size() != 2 || scales->shape[0] != experts_per_layer)
@@ -51,8 +57,8 @@ PoolSource::PoolSource(Pool& pool, AttachClient& client, std::vector<LayerTables
       experts_per_layer_(experts_per_layer),
       clock_(clock),
       options_(std::move(options)),
-      leases_(pool, client.process_index()),
-      demands_(pool, client.process_index()) {
+      leases_(pool, client.grant().index),
+      demands_(pool, client.grant().index) {
   hits_.reserve(experts_per_layer);
   unsent_.reserve(experts_per_layer);
   pending_.reserve(kDemandMax);
@@ -88,7 +94,7 @@ void PoolSource::begin(LayerId layer, std::span<const ExpertId> wanted, Access a
 
 void PoolSource::send_demands() {
   if (next_unsent_ == unsent_.size()) return;
-  const std::uint32_t flags = access_ == Access::prefill ? kDemandScan : 0;
+  const std::uint32_t flags = access_ == Access::prefill ? std::uint32_t{kDemandScan} : 0U;
   while (next_unsent_ < unsent_.size()) {
     const ExpertId expert = unsent_[next_unsent_];
     const auto ticket = demands_.post(ExpertKey{layer_.value * experts_per_layer_ + expert.value}, flags);
@@ -141,7 +147,8 @@ bool PoolSource::take_completed(SourceEvent& event) {
     if (!granted) {
       event.kind = SourceEvent::Kind::failed;
       event.expert = p.expert;
-      event.error = {Errc::io, result.os_errno, result.error.empty() ? "the loader's grant holds no lease" : std::move(result.error)};
+      event.error = {Errc::io, result.os_errno,
+                     result.error.empty() ? "the loader's grant holds no lease" : std::move(result.error)};
       return true;
     }
     event.kind = SourceEvent::Kind::leased;
@@ -153,9 +160,12 @@ bool PoolSource::take_completed(SourceEvent& event) {
 
 Tier PoolSource::tier_of(std::uint32_t from_disk) {
   switch (static_cast<DemandOrigin>(from_disk)) {
-    case DemandOrigin::resident: return Tier::pool;
-    case DemandOrigin::hint_in_flight: return Tier::disk_late_hint;
-    case DemandOrigin::disk: return Tier::disk;
+    case DemandOrigin::resident:
+      return Tier::pool;
+    case DemandOrigin::hint_in_flight:
+      return Tier::disk_late_hint;
+    case DemandOrigin::disk:
+      return Tier::disk;
   }
   return Tier::disk;
 }
@@ -175,12 +185,15 @@ void PoolSource::settle_abandoned() {
 Result<void> PoolSource::wait_for_loader() {
   const Duration deadline = clock_.now() + options_.loader_wait_max;
   for (;;) {
-    if (const auto again = client_.reattach(options_.run_directory, kWaitSlice); again) {
+    auto again = AttachClient::reattach(options_.loader_socket, client_.grant().index, kReattachTimeout);
+    if (again) {
+      client_ = std::move(*again);
       ++reconnects_;
       return {};
     } else if (again.error().code == Errc::layout) {
       return tl::unexpected<Error>(again.error());  // another model's loader took the run directory
     }
+    std::this_thread::sleep_for(kWaitSlice);
     // A demand may have been granted just before the loader died.
     for (const Pending& p : pending_)
       if (demands_.state(p.ticket) != DemandState::pending) return {};
@@ -215,10 +228,14 @@ void PoolSource::count(Tier tier) {
   auto& c = pool_.counters().worker;
   switch (tier) {
     case Tier::vram:
-    case Tier::pool: return add(c.pool_hits);
-    case Tier::pool_hinted: return add(c.hint_hits);
-    case Tier::disk: return add(c.disk_misses);
-    case Tier::disk_late_hint: return add(c.late_hints);
+    case Tier::pool:
+      return add(c.pool_hits);
+    case Tier::pool_hinted:
+      return add(c.hint_hits);
+    case Tier::disk:
+      return add(c.disk_misses);
+    case Tier::disk_late_hint:
+      return add(c.late_hints);
   }
 }
 

@@ -12,9 +12,11 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "checkpoint/config.h"
 #include "gpu-worker/expert_source.h"
 #include "gpu-worker/weights.h"
 #include "shm/attach.h"
@@ -26,16 +28,17 @@
 namespace stoker {
 
 struct PoolSourceOptions {
-  std::string run_directory;
+  std::string loader_socket;  ///< loader_socket_path() of the run directory
   Duration loader_wait_max = std::chrono::seconds(60);
 };
 
 class PoolSource final : public ExpertSource {
  public:
   /// `client` is attached; `pool` is the pool it named; `image` holds expert_parts and expert_scales for
-  /// every layer (shm/weights_segment.h). All must outlive the source.
+  /// every layer (shm/weights_segment.h); `matrix_bytes` is one matrix of an expert as stored. All must
+  /// outlive the source. Tables that point outside a slot are refused.
   static Result<std::unique_ptr<PoolSource>> make(Pool& pool, AttachClient& client, const WeightsImage& image,
-                                                  std::uint32_t layers, std::uint32_t experts_per_layer,
+                                                  const ModelConfig& config, std::uint64_t matrix_bytes,
                                                   const Clock& clock, PoolSourceOptions options);
 
   void begin(LayerId layer, std::span<const ExpertId> wanted, Access access) override;
@@ -62,8 +65,8 @@ class PoolSource final : public ExpertSource {
     DemandTicket ticket;
   };
 
-  PoolSource(Pool& pool, AttachClient& client, std::vector<LayerTables> tables, std::uint32_t experts_per_layer,
-             const Clock& clock, PoolSourceOptions options);
+  PoolSource(Pool& pool, AttachClient& client, std::vector<LayerTables> tables,
+             std::uint32_t experts_per_layer, const Clock& clock, PoolSourceOptions options);
   void send_demands();
   bool take_completed(SourceEvent& event);
   void settle_abandoned();

@@ -28,7 +28,8 @@ Result<std::vector<std::uint64_t>> read_checksums(const std::string& path, std::
     return fail(Errc::corrupt, path + " is not a checksum file for " + std::to_string(expert_count) +
                                    " experts: make it again with `stoker verify --checksums`");
   if (words[1] != fingerprint)
-    return fail(Errc::corrupt, path + " belongs to another checkpoint (or the files changed since): make it again");
+    return fail(Errc::corrupt,
+                path + " belongs to another checkpoint (or the files changed since): make it again");
   return std::vector<std::uint64_t>(words.begin() + 3, words.end() - 1);
 }
 

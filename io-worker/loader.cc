@@ -69,7 +69,8 @@ Loader::Loader(Pool& pool, const ExpertPlan& plan, const std::vector<ShardFile>&
 void Loader::adopt_processes() {
   for (unsigned p = 0; p < kProcessMax; ++p) {
     ProcessEntry& process = pool_.process(p);
-    if (process.state.load(std::memory_order_acquire) == static_cast<std::uint32_t>(ProcessState::free)) continue;
+    if (process.state.load(std::memory_order_acquire) == static_cast<std::uint32_t>(ProcessState::free))
+      continue;
     const std::uint64_t ticks = process_start_ticks(process.pid.load(std::memory_order_relaxed));
     if (ticks != 0 && ticks == process.start_ticks.load(std::memory_order_relaxed)) {
       intake_.resume(p);
@@ -333,11 +334,12 @@ void Loader::refill_victims() {
     if (key.value >= experts.size()) continue;
     const std::uint64_t usage = experts[key.value].usage.load(std::memory_order_relaxed);
     usage_at_scan_[i] = usage;
-    scratch_slots_.push_back({.slot = SlotId{i},
-                              .expert = key,
-                              .origin = static_cast<SlotOrigin>(slots[i].origin.load(std::memory_order_relaxed)),
-                              .usage = usage,
-                              .filled_step = filled_step_[i]});
+    scratch_slots_.push_back(
+        {.slot = SlotId{i},
+         .expert = key,
+         .origin = static_cast<SlotOrigin>(slots[i].origin.load(std::memory_order_relaxed)),
+         .usage = usage,
+         .filled_step = filled_step_[i]});
   }
   victims_.clear();
   next_victim_ = 0;

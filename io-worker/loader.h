@@ -28,11 +28,11 @@
 namespace stoker {
 
 struct LoaderOptions {
-  std::uint64_t bytes_in_flight = 16ULL << 20;  ///< depth as bytes, from calibration
-  double hint_share = 0.25;                     ///< of bytes_in_flight, for hints (design.md 5)
-  std::uint32_t hint_queue = 512;               ///< hints waiting at most; the oldest are dropped
-  std::uint32_t transient_retries = 8;          ///< EINTR, EAGAIN, EBUSY, ENOMEM
-  std::uint32_t error_retries = 1;              ///< EIO and other device errors
+  std::uint64_t bytes_in_flight = 16ULL << 20;          ///< depth as bytes, from calibration
+  double hint_share = 0.25;                             ///< of bytes_in_flight, for hints (design.md 5)
+  std::uint32_t hint_queue = 512;                       ///< hints waiting at most; the oldest are dropped
+  std::uint32_t transient_retries = 8;                  ///< EINTR, EAGAIN, EBUSY, ENOMEM
+  std::uint32_t error_retries = 1;                      ///< EIO and other device errors
   Duration retry_delay = std::chrono::milliseconds(2);  ///< doubles with every retry
   /// XXH3-64 per expert over its gate, up and down bytes, in this order (io-worker/checksums.h); empty: not
   /// checked. A mismatch is read again once, then the expert fails.
@@ -74,9 +74,9 @@ class Loader {
  private:
   static constexpr std::size_t kExtentsMax = 3;
   enum class FillState : std::uint8_t { idle, queued, reading };
-  struct Piece {              ///< one extent's progress
-    std::uint32_t done = 0;   ///< bytes landed
-    std::uint32_t need = 0;   ///< bytes to land: length clipped at the end of the file
+  struct Piece {             ///< one extent's progress
+    std::uint32_t done = 0;  ///< bytes landed
+    std::uint32_t need = 0;  ///< bytes to land: length clipped at the end of the file
     bool in_flight = false;
     bool ready_to_submit = false;
     std::uint8_t resumes = 0;
@@ -127,7 +127,8 @@ class Loader {
   void publish(Fill& fill);
   void abandon(Fill& fill);
   void release_fill(FillIndex index);
-  [[nodiscard]] std::string describe_fill(const Fill& fill, const std::string& path, std::uint64_t offset) const;
+  [[nodiscard]] std::string describe_fill(const Fill& fill, const std::string& path,
+                                          std::uint64_t offset) const;
   void fail_demand(unsigned process, DemandTicket ticket, int os_errno, const std::string& text);
   void notify();
   [[nodiscard]] bool room_for(std::uint32_t bytes) const;
@@ -144,16 +145,16 @@ class Loader {
 
   std::vector<Fill> fills_;
   std::vector<FillIndex> free_fills_;
-  std::vector<FillIndex> fill_of_expert_;      ///< by ExpertKey; kNoFill if none
-  std::vector<FillIndex> reading_;             ///< fills in state reading, in order of start
+  std::vector<FillIndex> fill_of_expert_;           ///< by ExpertKey; kNoFill if none
+  std::vector<FillIndex> reading_;                  ///< fills in state reading, in order of start
   boost::circular_buffer<FillIndex> demand_queue_;  ///< queued demand fills, first come first served
   boost::circular_buffer<LoaderHint> hints_;        ///< the oldest fall out when full
   std::vector<std::uint32_t> free_slots_;
   std::vector<SlotId> victims_;  ///< chosen by the last scan, best first
   std::size_t next_victim_ = 0;
-  std::vector<std::uint64_t> usage_at_scan_;   ///< by slot: a victim used since then is spared
+  std::vector<std::uint64_t> usage_at_scan_;  ///< by slot: a victim used since then is spared
   std::vector<ResidentSlot> scratch_slots_;
-  std::vector<std::uint32_t> filled_step_;     ///< by slot, private to this loader
+  std::vector<std::uint32_t> filled_step_;  ///< by slot, private to this loader
   std::vector<std::uint32_t> resident_per_layer_;
   std::vector<Demand> demands_;
   std::vector<ReadOp> ops_;
@@ -161,10 +162,10 @@ class Loader {
   std::uint64_t bytes_in_flight_ = 0, hint_bytes_in_flight_ = 0;
   std::size_t demand_fills_ = 0;
   std::uint32_t quarantined_ = 0;
-  std::uint16_t served_ = 0;       ///< process bits
+  std::uint16_t served_ = 0;  ///< process bits
   std::uint16_t notify_bits_ = 0;
   std::uint8_t epoch_ = 0;
-  bool starved_ = false;   ///< a demand waits for a slot that only a released lease can give
+  bool starved_ = false;  ///< a demand waits for a slot that only a released lease can give
   bool draining_ = false;
 };
 

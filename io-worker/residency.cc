@@ -7,8 +7,8 @@
 namespace stoker {
 
 namespace {
-constexpr float kWrongGuess = -1.0F;   // below every score
-constexpr float kFreshHint = 1e30F;    // above every score
+constexpr float kWrongGuess = -1.0F;  // below every score
+constexpr float kFreshHint = 1e30F;   // above every score
 }  // namespace
 
 Residency::Residency(std::uint32_t layers, std::uint32_t experts_per_layer, std::uint32_t slot_count)

@@ -23,8 +23,8 @@ struct ResidentSlot {
   SlotId slot;
   ExpertKey expert;
   SlotOrigin origin = SlotOrigin::demand;
-  std::uint64_t usage = 0;       ///< ExpertEntry::usage of its expert (shm/usage.h)
-  std::uint32_t filled_step = 0; ///< step counter when it was filled
+  std::uint64_t usage = 0;        ///< ExpertEntry::usage of its expert (shm/usage.h)
+  std::uint32_t filled_step = 0;  ///< step counter when it was filled
 };
 
 class Residency {

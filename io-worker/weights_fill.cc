@@ -12,8 +12,8 @@ namespace stoker {
 
 namespace {
 
-constexpr std::uint64_t kReadBytes = 4_MiB;      // one bounce buffer
-constexpr std::uint64_t kGapMax = 128_KiB;       // reading through a gap beats another request
+constexpr std::uint64_t kReadBytes = 4_MiB;  // one bounce buffer
+constexpr std::uint64_t kGapMax = 128_KiB;   // reading through a gap beats another request
 constexpr std::size_t kBuffers = 8;
 constexpr unsigned kRetries = 8;
 
@@ -37,7 +37,8 @@ std::vector<Window> make_windows(const WeightsPlan& plan, const std::vector<Shar
     }
     std::size_t first = i;
     for (std::uint64_t at = align_down(copies[i].file_offset, kDirectAlign); at < run_end; at += kReadBytes) {
-      const std::uint64_t end = std::min({align_up(run_end, kDirectAlign), at + kReadBytes, files[file.value].bytes});
+      const std::uint64_t end =
+          std::min({align_up(run_end, kDirectAlign), at + kReadBytes, files[file.value].bytes});
       while (first < run && copies[first].file_offset + copies[first].bytes <= at) ++first;
       std::size_t last = first;
       while (last < run && copies[last].file_offset < end) ++last;
@@ -82,14 +83,17 @@ void scatter(const WeightsPlan::Copy& copy, const Window& window, const std::byt
 class Bounce {
  public:
   Bounce()
-      : base_(::mmap(nullptr, kBuffers * kReadBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)) {}
+      : base_(::mmap(nullptr, kBuffers * kReadBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
+                     0)) {}
   ~Bounce() {
     if (base_ != MAP_FAILED) ::munmap(base_, kBuffers * kReadBytes);
   }
   Bounce(const Bounce&) = delete;
   Bounce& operator=(const Bounce&) = delete;
   [[nodiscard]] bool valid() const { return base_ != MAP_FAILED; }
-  [[nodiscard]] std::byte* buffer(std::size_t i) const { return static_cast<std::byte*>(base_) + i * kReadBytes; }
+  [[nodiscard]] std::byte* buffer(std::size_t i) const {
+    return static_cast<std::byte*>(base_) + i * kReadBytes;
+  }
 
  private:
   void* base_;
@@ -105,8 +109,13 @@ struct Read {
 
 class Filler {
  public:
-  Filler(WeightsSegment& segment, const WeightsPlan& plan, const std::vector<ShardFile>& files, IoEngine& engine)
-      : plan_(plan), files_(files), engine_(engine), image_(segment.writable()), windows_(make_windows(plan, files)) {
+  Filler(WeightsSegment& segment, const WeightsPlan& plan, const std::vector<ShardFile>& files,
+         IoEngine& engine)
+      : plan_(plan),
+        files_(files),
+        engine_(engine),
+        image_(segment.writable()),
+        windows_(make_windows(plan, files)) {
     for (const Window& w : windows_) total_ += w.end - w.begin;
   }
 
@@ -144,8 +153,10 @@ class Filler {
     const Window& w = windows_[read.window];
     if (c.result < 0) {
       if (++read.retries > kRetries)
-        return fail(Errc::io, "cannot read weights from " + files_[w.file.value].path + " at offset " +
-                                  std::to_string(w.begin + read.done), static_cast<int>(-c.result));
+        return fail(Errc::io,
+                    "cannot read weights from " + files_[w.file.value].path + " at offset " +
+                        std::to_string(w.begin + read.done),
+                    static_cast<int>(-c.result));
       submit(c.tag);
       return {};
     }
@@ -157,7 +168,8 @@ class Filler {
       submit(c.tag);
       return {};
     }
-    for (std::size_t i = w.first; i < w.last; ++i) scatter(plan_.copies[i], w, bounce_.buffer(c.tag), image_.data());
+    for (std::size_t i = w.first; i < w.last; ++i)
+      scatter(plan_.copies[i], w, bounce_.buffer(c.tag), image_.data());
     done_bytes_ += w.end - w.begin;
     ++finished_;
     read.busy = false;
@@ -177,8 +189,9 @@ class Filler {
 
 }  // namespace
 
-Result<void> fill_weights(WeightsSegment& segment, const WeightsPlan& plan, const std::vector<ShardFile>& files,
-                          IoEngine& engine, const std::function<void(std::uint64_t, std::uint64_t)>& progress) {
+Result<void> fill_weights(WeightsSegment& segment, const WeightsPlan& plan,
+                          const std::vector<ShardFile>& files, IoEngine& engine,
+                          const std::function<void(std::uint64_t, std::uint64_t)>& progress) {
   STOKER_CHECK(engine.capacity() >= kBuffers);
   std::byte* image = segment.writable().data();
   std::memcpy(image, plan.header.data(), plan.header.size());

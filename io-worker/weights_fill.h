@@ -13,7 +13,8 @@ namespace stoker {
 
 /// `progress(done, total)` in file bytes, after each landed read. The segment is marked complete at the
 /// end. An error leaves it incomplete. Transient errors are retried like expert reads.
-Result<void> fill_weights(WeightsSegment& segment, const WeightsPlan& plan, const std::vector<ShardFile>& files,
-                          IoEngine& engine, const std::function<void(std::uint64_t, std::uint64_t)>& progress);
+Result<void> fill_weights(WeightsSegment& segment, const WeightsPlan& plan,
+                          const std::vector<ShardFile>& files, IoEngine& engine,
+                          const std::function<void(std::uint64_t, std::uint64_t)>& progress);
 
 }  // namespace stoker

@@ -168,7 +168,8 @@ WorldReport World::run() {
 
 void World::act() {
   // Now and then long enough for a dead loader's reads to be over and for back-offs to end.
-  kernel_->advance(below(40) == 0 ? std::chrono::microseconds(150'000) : std::chrono::microseconds(below(120)));
+  kernel_->advance(below(40) == 0 ? std::chrono::microseconds(150'000)
+                                  : std::chrono::microseconds(below(120)));
   const std::uint32_t dice = below(1000);
   if (dice < 6 && loader_) return crash_loader();
   if (!loader_) {
@@ -196,9 +197,12 @@ void World::worker_act(Worker& worker) {
     if (loader_) attach(worker);
     return;
   }
-  if (!worker.waiting.empty()) poll(worker);
-  else if (!worker.held.empty()) let_go(worker);
-  else begin_event(worker);
+  if (!worker.waiting.empty())
+    poll(worker);
+  else if (!worker.held.empty())
+    let_go(worker);
+  else
+    begin_event(worker);
 }
 
 void World::begin_event(Worker& worker) {
@@ -233,7 +237,8 @@ void World::poll(Worker& worker) {
     worker.demands->release(ticket);
     if (result.state == DemandState::failed) {
       ++report_.failures;
-      if (result.error.find("expert") == std::string::npos) violate("a failure without a text: " + result.error);
+      if (result.error.find("expert") == std::string::npos)
+        violate("a failure without a text: " + result.error);
     } else if (!worker.leases->adopt(result.slot)) {
       violate("a grant without a lease");
     } else {
@@ -314,7 +319,8 @@ void World::check() {
 
 void World::check_content(SlotId slot, ExpertKey expert, const char* when) {
   if (expert.value >= plan_->expert_count() || !content_is(slot, expert))
-    violate("slot " + std::to_string(slot.value) + " does not hold expert " + std::to_string(expert.value) + " " + when);
+    violate("slot " + std::to_string(slot.value) + " does not hold expert " + std::to_string(expert.value) +
+            " " + when);
 }
 
 bool World::content_is(SlotId slot, ExpertKey expert) const {

@@ -23,12 +23,12 @@ namespace stoker::sim {
 struct WorldOptions {
   std::uint64_t seed = 1;
   unsigned actions = 1000;
-  bool checksums = false;       ///< then misdirected reads and bit flips are injected too
-  bool skip_quarantine = false; ///< the planted bug: a successor frees filling slots at once
+  bool checksums = false;        ///< then misdirected reads and bit flips are injected too
+  bool skip_quarantine = false;  ///< the planted bug: a successor frees filling slots at once
 };
 
 struct WorldReport {
-  std::string violation;        ///< empty: all invariants held
+  std::string violation;  ///< empty: all invariants held
   std::uint64_t leases = 0, failures = 0, loader_deaths = 0, worker_deaths = 0, hints = 0;
   SimCounts faults;
 };
