@@ -6,6 +6,7 @@
 
 #include <cerrno>
 #include <charconv>
+#include <cstdio>
 
 #include "cli/terminal.h"
 #include "shm/base/unique_fd.h"
@@ -51,6 +52,15 @@ Result<std::vector<std::uint32_t>> parse_ids(std::string_view text) {
   }
   if (ids.empty()) return fail(Errc::invalid, "there is no token id; write ids as 1,5,9");
   return ids;
+}
+
+Result<void> write_file(const std::string& path, const std::string& bytes) {
+  std::FILE* file = std::fopen(path.c_str(), "wbe");
+  if (file == nullptr) return fail(Errc::io, "cannot write " + path, errno);
+  const bool written = std::fwrite(bytes.data(), 1, bytes.size(), file) == bytes.size();
+  const bool closed = std::fclose(file) == 0;
+  if (!written || !closed) return fail(Errc::io, "cannot write " + path, errno);
+  return {};
 }
 
 }  // namespace stoker::cli

@@ -19,4 +19,7 @@ bool stdin_is_piped();
 /// "1,5,9" (white space allowed) as token ids. Errc::invalid names the text that is not an id.
 Result<std::vector<std::uint32_t>> parse_ids(std::string_view text);
 
+/// Replaces the file's content; errors name the path.
+Result<void> write_file(const std::string& path, const std::string& bytes);
+
 }  // namespace stoker::cli

@@ -1,6 +1,5 @@
 // `stoker logits`: the model's raw output for given token ids, through the real stack. The hook for oracles.
 #include <bit>
-#include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -39,15 +38,6 @@ struct Rows {
     return !broken;
   }
 };
-
-Result<void> write_file(const std::string& path, const std::string& bytes) {
-  std::FILE* file = std::fopen(path.c_str(), "wbe");
-  if (file == nullptr) return fail(Errc::io, "cannot write " + path, errno);
-  const bool written = std::fwrite(bytes.data(), 1, bytes.size(), file) == bytes.size();
-  const bool closed = std::fclose(file) == 0;
-  if (!written || !closed) return fail(Errc::io, "cannot write " + path, errno);
-  return {};
-}
 
 int logits(const LogitsOptions& options, Context& context) {
   const auto ids = parse_ids(options.tokens);

@@ -1,4 +1,5 @@
 // `stoker run`: one prompt, one answer.
+#include <algorithm>
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -17,7 +18,7 @@ struct RunOptions {
   SessionOptions session;
   SamplingOptions sampling;
   std::vector<std::string> positional;  ///< [MODEL_DIR] [PROMPT]
-  std::string file, system, tokens;
+  std::string file, system, tokens, forced_file, logits_out;
   bool raw = false, json = false, has_system = false;
   double timeout_s = 0;
 };
@@ -78,12 +79,26 @@ Result<void> fill_input(const RunOptions& options, const std::string& prompt, co
   return {};
 }
 
+/// Whole file of ids, separated by commas or white space.
+Result<void> fill_forced(const RunOptions& options, wire::GenerateRequest& request) {
+  if (!options.logits_out.empty()) request.set_raw_logits_of_steps(true);
+  if (options.forced_file.empty()) return {};
+  STOKER_TRY(std::string text, read_input(options.forced_file));
+  std::replace_if(text.begin(), text.end(), [](char c) { return c == '\n' || c == '\r' || c == ' ' || c == '\t'; }, ',');
+  text.erase(std::unique(text.begin(), text.end(), [](char a, char b) { return a == ',' && b == ','; }), text.end());
+  while (!text.empty() && text.back() == ',') text.pop_back();
+  STOKER_TRY(const auto ids, parse_ids(text));
+  for (const std::uint32_t id : ids) request.add_forced(id);
+  return {};
+}
+
 /// Collects what --json prints; streams text otherwise.
 class Answer {
  public:
   Answer(Context& context, bool json) : terminal_(context.terminal), json_(json) {}
 
   bool on_token(const wire::TokenEvent& event) {
+    logits_ += event.logits();
     if (!json_) return terminal_.write_answer(event.text());
     text_ += event.text();
     tokens_.push_back(event.token());
@@ -119,13 +134,16 @@ class Answer {
     return terminal_.write_answer(out.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
   }
 
+  /// Raw logits of every step, when they were asked for.
+  [[nodiscard]] const std::string& logits() const { return logits_; }
+
  private:
   static nlohmann::ordered_json to_json(const wire::TokenLogprob& t) {
     return {{"id", t.id()}, {"logprob", t.logprob()}, {"text", t.text()}};
   }
   Terminal& terminal_;
   bool json_;
-  std::string text_;
+  std::string text_, logits_;
   std::vector<std::uint32_t> tokens_;
   nlohmann::ordered_json logprobs_ = nlohmann::ordered_json::array();
 };
@@ -170,6 +188,7 @@ int run(RunOptions options, Context& context) {
   if (auto filled = fill_input(options, prompt, session->model_dir(), request); !filled) {
     return report(filled.error(), "prompt");
   }
+  if (auto filled = fill_forced(options, request); !filled) return report(filled.error(), "--forced");
   Answer answer(context, options.json);
   GenerateHooks hooks;
   hooks.on_token = [&](const wire::TokenEvent& event) { return answer.on_token(event); };
@@ -181,6 +200,9 @@ int run(RunOptions options, Context& context) {
     context.terminal.end_answer();
     return report(outcome.error(), "worker");
   }
+  if (!options.logits_out.empty())
+    if (auto written = write_file(options.logits_out, answer.logits()); !written)
+      return report(written.error(), "--logits-out");
   return conclude(context, *outcome, answer, request.id());
 }
 
@@ -196,6 +218,10 @@ void add_run(CLI::App& app, Action& action) {
   auto* system = verb->add_option("-s,--system", options->system, "System message");
   auto* raw = verb->add_flag("--raw", options->raw, "Plain text: no chat template")->excludes(system);
   verb->add_option("--tokens", options->tokens, "Prompt as token ids: 1,5,9")->excludes(system)->excludes(raw);
+  verb->add_option("--forced", options->forced_file,
+                   "Decode the token ids in this file instead of sampling (benchmarks, tests)");
+  verb->add_option("--logits-out", options->logits_out,
+                   "Also write the logits of every generated token to this file (little-endian fp32)");
   verb->add_flag("--json", options->json, "Print one JSON object instead of streaming text");
   verb->add_option("--timeout", options->timeout_s, "Give up after this many seconds (exit code 124)")
       ->check(CLI::PositiveNumber);
