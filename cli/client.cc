@@ -10,6 +10,7 @@
 #include <chrono>
 #include <cstring>
 
+#include "daemons/common/endpoints.h"
 #include "daemons/common/limits.h"
 #include "daemons/common/messages.h"
 #include "daemons/common/zmq_socket.h"
@@ -63,7 +64,7 @@ struct Client::State {
   State(const Clock& c, std::string p, ZmqContext z) : clock(c), path(std::move(p)), context(std::move(z)) {}
 };
 
-std::string worker_socket(const std::string& run_dir) { return run_dir + "/worker.sock"; }
+std::string worker_socket(const std::string& run_dir) { return endpoint::worker(run_dir); }
 
 bool worker_listens(const std::string& run_dir) { return listener_pid(worker_socket(run_dir)).has_value(); }
 

@@ -1,6 +1,7 @@
 #include "cli/exit_code.h"
 
 #include <cstdio>
+#include <string>
 
 namespace stoker::cli {
 namespace {
@@ -18,23 +19,6 @@ std::string one_line(std::string_view text) {
 }
 
 }  // namespace
-
-int exit_code_of(const Error& error) {
-  switch (error.code) {
-    case Errc::corrupt:
-    case Errc::missing:
-    case Errc::unsupported: return kModel;
-    case Errc::invalid: return kUsage;
-    case Errc::too_large: return kTooLong;
-    case Errc::peer_gone: return kUnreachable;
-    case Errc::cancelled: return kInterrupted;
-    case Errc::io:
-    case Errc::no_memory:
-    case Errc::busy:
-    case Errc::layout: return kFailure;
-  }
-  return kFailure;
-}
 
 int report(int code, std::string_view what, std::string_view why) {
   const std::string line = "stoker: " + one_line(what) + ": " + one_line(why) + "\n";

@@ -113,7 +113,11 @@ std::string last_words(const std::string& log_path) {
   while (std::getline(log, line)) {
     if (line.empty()) continue;
     last = line;
-    if (line.rfind("error: ", 0) == 0) error = line.substr(7);
+    // "error: text", or a log line "12:00:00.123 loader error: text": never one that only quotes an error.
+    std::size_t at = line.rfind("error: ", 0) == 0 ? 0 : std::string::npos;
+    const auto level = line.find(' ', line.find(' ') + 1);
+    if (at != 0 && level != std::string::npos && line.compare(level, 8, " error: ") == 0) at = level + 1;
+    if (at != std::string::npos) error = line.substr(at + 7);
   }
   return error.empty() ? last : error;
 }
@@ -151,6 +155,9 @@ Result<PrivateStack> PrivateStack::start(const StackOptions& options, const Cloc
     const int null = ::open("/dev/null", O_RDWR | O_CLOEXEC);
     for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) ::dup2(null, fd);
     ::signal(SIGPIPE, SIG_IGN);
+    // The service manager that may have started us waits for nobody of these.
+    ::unsetenv("NOTIFY_SOCKET");
+    ::unsetenv("JOURNAL_STREAM");
     ::_exit(keep(options, run_dir, theirs.get(), clock));
   }
   return PrivateStack(run_dir, keeper, std::move(ours));

@@ -59,7 +59,7 @@ class PrivateStack {
 /// Removes the shared memory that belongs to a run directory. Safe when there is none.
 void remove_shared_memory(const std::string& run_dir);
 
-/// The reason in a daemon's log: its last "error: ..." line, else its last line.
+/// The reason in a daemon's log: the text of its last error line, else its last line.
 std::string last_words(const std::string& log_path);
 
 /// Exit code of the CLI for a daemon that ended with `status` (exit code, or 128 + signal) at start.
