@@ -27,6 +27,7 @@ struct CpuOptions {
   unsigned threads = 0;  ///< 0: one per online CPU of the affinity mask
   Simd simd = Simd::automatic;
   std::uint32_t lookahead = 16;   ///< candidates of the next layer's router per row; 0 = off
+  std::uint32_t step_tokens = 512;  ///< most tokens in one step; workspace grows with it (about 200 KB each)
 };
 
 /// State of one request: KV cache of the full-attention layers, conv and recurrent state of the others.

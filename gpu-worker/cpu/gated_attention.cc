@@ -1,0 +1,110 @@
+// Gated full attention (model.md 3.6) over an fp32 KV cache.
+#include <cmath>
+
+#include "gpu-worker/cpu/model.h"
+
+namespace stoker {
+namespace {
+
+/// Rotates the first rotary dims: pairs (i, i + half), cos | sin of `half` angles each.
+void rotate(float* x, const float* cos_sin, std::size_t half) {
+  for (std::size_t i = 0; i < half; ++i) {
+    const float a = x[i];
+    const float b = x[i + half];
+    x[i] = a * cos_sin[i] - b * cos_sin[half + i];
+    x[i + half] = b * cos_sin[i] + a * cos_sin[half + i];
+  }
+}
+
+}  // namespace
+
+void CpuModel::attention(const Step& step, std::size_t layer) {
+  const AttentionWeights& w = weights_.layers[layer].attention;
+  const std::size_t hidden = config_.hidden_size;
+  const std::size_t side_stride = 2 * dims_.kv_dim;
+  matmul(w.q, h_.data(), hidden, proj_.data(), 2 * dims_.q_dim, rows(), q_scatter_.data());
+  matmul(w.k, h_.data(), hidden, side_.data(), side_stride, rows());
+  matmul(w.v, h_.data(), hidden, side_.data() + dims_.kv_dim, side_stride, rows());
+  store_keys_values(step, layer);
+  attend(step, layer);
+  matmul(w.o, core_.data(), dims_.q_dim, mix_.data(), hidden, rows());
+}
+
+/// Norm and RoPE of q (in place) and k; k and v go to the cache.
+void CpuModel::store_keys_values(const Step& step, std::size_t layer) {
+  const AttentionWeights& w = weights_.layers[layer].attention;
+  const std::size_t dim = config_.head_dim;
+  const std::size_t half = config_.rotary_dim / 2;
+  pool_->run(rows(), 1, [&](std::size_t begin, std::size_t end, unsigned) {
+    for (std::size_t r = begin; r < end; ++r) {
+      if (!row_alive(step, r)) continue;  // perhaps for want of memory for its cache
+      const float* cos_sin = rope_.data() + r * 2 * half;
+      for (std::uint32_t head = 0; head < config_.attention_heads; ++head) {
+        float* q = proj_.data() + r * 2 * dims_.q_dim + head * dim;
+        kernels_.rms_norm(q, w.q_norm.data(), dim, config_.rms_norm_eps, q);
+        rotate(q, cos_sin, half);
+      }
+      const Row& row = rows_[r];
+      auto* sequence = static_cast<CpuSequence*>(step.segments[row.segment].sequence);
+      const std::uint32_t block = row.position / kKvBlock;
+      const std::size_t at = row.position % kKvBlock * dim;
+      for (std::uint32_t head = 0; head < config_.kv_heads; ++head) {
+        const float* k = side_.data() + r * 2 * dims_.kv_dim + head * dim;
+        float* key = sequence->keys(layer, block, head) + at;
+        kernels_.rms_norm(k, w.k_norm.data(), dim, config_.rms_norm_eps, key);
+        rotate(key, cos_sin, half);
+        std::memcpy(sequence->values(layer, block, head) + at, k + dims_.kv_dim, dim * sizeof(float));
+      }
+    }
+  });
+}
+
+/// Work items are (row, kv head) with all its query heads; single query heads when there are few rows.
+void CpuModel::attend(const Step& step, std::size_t layer) {
+  const bool split_heads = rows() * config_.kv_heads < pool_->threads();
+  const std::uint32_t heads = split_heads ? 1 : dims_.q_per_kv;
+  const std::size_t items = config_.attention_heads / heads;
+  std::size_t longest = 0;
+  for (const Row& row : rows_) longest = std::max<std::size_t>(longest, row.position + 1);
+  longest = (longest + kKvBlock - 1) / kKvBlock * kKvBlock;
+  scores_stride_ = longest * dims_.q_per_kv;
+  if (scores_.size() < scores_stride_ * pool_->threads()) scores_.resize(scores_stride_ * pool_->threads());
+  pool_->run(rows() * items, 1, [&](std::size_t begin, std::size_t end, unsigned thread) {
+    for (std::size_t item = begin; item < end; ++item) {
+      const std::size_t r = item / items;
+      if (!row_alive(step, r)) continue;
+      const auto& sequence = *static_cast<const CpuSequence*>(step.segments[rows_[r].segment].sequence);
+      attend_row(sequence, layer, r, static_cast<std::uint32_t>(item % items) * heads, heads,
+                 scores_.data() + thread * scores_stride_);
+    }
+  });
+}
+
+/// `heads` query heads that share one kv head. Keys and values are walked in order of position, so the
+/// arithmetic depends on the position only, not on how the sequence was cut into steps.
+void CpuModel::attend_row(const CpuSequence& sequence, std::size_t layer, std::size_t row,
+                          std::uint32_t first_head, std::uint32_t heads, float* scores) {
+  const std::uint32_t length = rows_[row].position + 1;
+  const std::uint32_t blocks = (length + kKvBlock - 1) / kKvBlock;
+  const std::uint32_t kv_head = first_head / dims_.q_per_kv;
+  const std::uint32_t dim = config_.head_dim;
+  const std::size_t stride = std::size_t{blocks} * kKvBlock;
+  const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(dim)));
+  const float* q = proj_.data() + row * 2 * dims_.q_dim + std::size_t{first_head} * dim;
+  float* out = core_.data() + row * dims_.q_dim + std::size_t{first_head} * dim;
+  for (std::uint32_t b = 0; b < blocks; ++b) {
+    const std::uint32_t count = std::min(kKvBlock, length - b * kKvBlock);
+    kernels_.attention_scores(q, heads, sequence.keys(layer, b, kv_head), count, dim, scale,
+                              scores + std::size_t{b} * kKvBlock, stride);
+  }
+  for (std::uint32_t g = 0; g < heads; ++g) kernels_.softmax(scores + g * stride, length);
+  std::memset(out, 0, std::size_t{heads} * dim * sizeof(float));
+  for (std::uint32_t b = 0; b < blocks; ++b) {
+    const std::uint32_t count = std::min(kKvBlock, length - b * kKvBlock);
+    kernels_.attention_values(scores + std::size_t{b} * kKvBlock, stride, heads,
+                              sequence.values(layer, b, kv_head), count, dim, out);
+  }
+  kernels_.sigmoid_mul(out, q + dims_.q_dim, std::size_t{heads} * dim);
+}
+
+}  // namespace stoker

@@ -1,0 +1,68 @@
+#include "gpu-worker/cpu/sequence.h"
+
+#include <new>
+
+namespace stoker {
+namespace {
+
+struct Sizes {
+  std::uint64_t recurrent = 0, conv = 0, block = 0;  ///< floats per layer, per layer, per layer and block
+};
+
+Sizes sizes_of(const ModelConfig& c) {
+  const std::uint64_t heads = c.linear_value_heads;
+  const std::uint64_t channels =
+      2ULL * c.linear_key_heads * c.linear_key_dim + heads * c.linear_value_dim;
+  return {heads * c.linear_key_dim * c.linear_value_dim, channels * (c.conv_kernel - 1),
+          2ULL * c.kv_heads * kKvBlock * c.head_dim};
+}
+
+}  // namespace
+
+CpuSequence::CpuSequence(const ModelConfig& config, const void* model)
+    : layers_(config.layers),
+      kv_heads_(config.kv_heads),
+      block_floats_(std::size_t{kKvBlock} * config.head_dim),
+      model_(model) {
+  const Sizes sizes = sizes_of(config);
+  for (std::size_t i = 0; i < layers_.size(); ++i) {
+    layers_[i].attention = config.mixers[i] == MixerType::full_attention;
+    if (layers_[i].attention) continue;
+    layers_[i].recurrent = FloatBuffer(sizes.recurrent);
+    layers_[i].conv = FloatBuffer(sizes.conv);
+  }
+}
+
+std::uint64_t CpuSequence::memory_bytes() const {
+  std::uint64_t floats = 0;
+  for (const Layer& layer : layers_) {
+    floats += layer.recurrent.size() + layer.conv.size();
+    for (const FloatBuffer& block : layer.blocks) floats += block.size();
+  }
+  return floats * sizeof(float);
+}
+
+std::uint64_t CpuSequence::bytes_for(const ModelConfig& config, std::uint64_t length) {
+  const Sizes sizes = sizes_of(config);
+  std::uint64_t floats = 0;
+  for (const MixerType mixer : config.mixers) {
+    floats += mixer == MixerType::full_attention ? (length + kKvBlock - 1) / kKvBlock * sizes.block
+                                                 : sizes.recurrent + sizes.conv;
+  }
+  return floats * sizeof(float);
+}
+
+bool CpuSequence::reserve(std::uint64_t length) {
+  const std::uint64_t blocks = (length + kKvBlock - 1) / kKvBlock;
+  try {
+    for (Layer& layer : layers_) {
+      if (!layer.attention) continue;
+      while (layer.blocks.size() < blocks) layer.blocks.emplace_back(2 * kv_heads_ * block_floats_);
+    }
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
+  return true;
+}
+
+}  // namespace stoker

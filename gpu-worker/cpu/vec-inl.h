@@ -1,0 +1,279 @@
+// 16 virtual float lanes, in two spellings with the same bits: an array of floats (STOKER_PORTABLE) or
+// Highway vectors. Included by kernels-inl.h once per instruction set; not a stand-alone header.
+// Every operation is one IEEE operation per lane (contraction is off, see CMakeLists.txt).
+
+#if defined(STOKER_PORTABLE)
+
+struct V {
+  float a[16];
+};
+
+inline V v_set(float x) {
+  V r;
+  for (float& e : r.a) e = x;
+  return r;
+}
+inline V v_load(const float* p) {
+  V r;
+  std::memcpy(r.a, p, sizeof r.a);
+  return r;
+}
+inline void v_store(const V& v, float* p) { std::memcpy(p, v.a, sizeof v.a); }
+
+#define STOKER_LANEWISE(name, expression)             \
+  inline V name(const V& x, const V& y) {             \
+    V r;                                              \
+    for (int i = 0; i < 16; ++i) r.a[i] = expression; \
+    return r;                                         \
+  }
+STOKER_LANEWISE(v_add, x.a[i] + y.a[i])
+STOKER_LANEWISE(v_sub, x.a[i] - y.a[i])
+STOKER_LANEWISE(v_mul, x.a[i] * y.a[i])
+STOKER_LANEWISE(v_div, x.a[i] / y.a[i])
+STOKER_LANEWISE(v_max, x.a[i] > y.a[i] ? x.a[i] : y.a[i])
+#undef STOKER_LANEWISE
+
+inline V v_fma(const V& x, const V& y, const V& z) {
+  V r;
+  for (int i = 0; i < 16; ++i) r.a[i] = std::fma(x.a[i], y.a[i], z.a[i]);
+  return r;
+}
+inline float v_sum(const V& v) {
+  float s[8];
+  for (int i = 0; i < 8; ++i) s[i] = v.a[i] + v.a[i + 8];
+  for (int i = 0; i < 4; ++i) s[i] += s[i + 4];
+  return (s[0] + s[2]) + (s[1] + s[3]);
+}
+/// x >= 0 or not clamped NaN: callers clamp first. 2^n for integral n in [-126, 127].
+inline V v_pow2(const V& n) {
+  V r;
+  for (int i = 0; i < 16; ++i) r.a[i] = std::bit_cast<float>((static_cast<std::int32_t>(n.a[i]) + 127) << 23);
+  return r;
+}
+inline V v_round(const V& x) {
+  V r;
+  for (int i = 0; i < 16; ++i) r.a[i] = std::nearbyint(x.a[i]);
+  return r;
+}
+/// Lanes of x between lo and hi; NaN becomes lo.
+inline V v_clamp(const V& x, float lo, float hi) {
+  V r;
+  for (int i = 0; i < 16; ++i) r.a[i] = x.a[i] > lo ? (x.a[i] < hi ? x.a[i] : hi) : lo;
+  return r;
+}
+/// x where x is NaN, else y.
+inline V v_keep_nan(const V& x, const V& y) {
+  V r;
+  for (int i = 0; i < 16; ++i) r.a[i] = x.a[i] != x.a[i] ? x.a[i] : y.a[i];
+  return r;
+}
+
+/// 16 weights from memory as floats. F8 comes out divided by kF8Fold.
+inline constexpr float kF8Fold = 1.0F;
+inline V v_load_f8(const std::byte* p) {
+  V r;
+  for (int i = 0; i < 16; ++i) r.a[i] = f8_e4m3_value(std::to_integer<std::uint8_t>(p[i]));
+  return r;
+}
+inline V v_load_bf16(const std::byte* p) {
+  V r;
+  for (int i = 0; i < 16; ++i) {
+    std::uint16_t bits;
+    std::memcpy(&bits, p + 2 * i, 2);
+    r.a[i] = std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
+  }
+  return r;
+}
+inline float f16_value(std::uint16_t h) {
+  const float sign = (h & 0x8000U) != 0 ? -1.0F : 1.0F;
+  const int exponent = (h >> 10) & 31;
+  const int mantissa = h & 1023;
+  if (exponent == 31) return mantissa != 0 ? std::numeric_limits<float>::quiet_NaN() : sign * HUGE_VALF;
+  if (exponent == 0) return sign * std::ldexp(static_cast<float>(mantissa), -24);
+  return sign * std::ldexp(static_cast<float>(1024 + mantissa), exponent - 25);
+}
+inline V v_load_f16(const std::byte* p) {
+  V r;
+  for (int i = 0; i < 16; ++i) {
+    std::uint16_t bits;
+    std::memcpy(&bits, p + 2 * i, 2);
+    r.a[i] = f16_value(bits);
+  }
+  return r;
+}
+
+#else  // Highway
+
+namespace hn = hwy::HWY_NAMESPACE;
+using DF = hn::CappedTag<float, 16>;
+inline constexpr int kLanes = static_cast<int>(hn::MaxLanes(DF()));
+inline constexpr int kParts = 16 / kLanes;
+
+struct V {
+  hn::Vec<DF> p[kParts];
+};
+
+#define STOKER_EACH for (int i = 0; i < kParts; ++i)
+
+HWY_INLINE V v_set(float x) {
+  V r;
+  STOKER_EACH r.p[i] = hn::Set(DF(), x);
+  return r;
+}
+HWY_INLINE V v_load(const float* p) {
+  V r;
+  STOKER_EACH r.p[i] = hn::LoadU(DF(), p + i * kLanes);
+  return r;
+}
+HWY_INLINE void v_store(const V& v, float* p) { STOKER_EACH hn::StoreU(v.p[i], DF(), p + i * kLanes); }
+
+#define STOKER_LANEWISE(name, op)                        \
+  HWY_INLINE V name(const V& x, const V& y) {            \
+    V r;                                                 \
+    STOKER_EACH r.p[i] = hn::op(x.p[i], y.p[i]);         \
+    return r;                                            \
+  }
+STOKER_LANEWISE(v_add, Add)
+STOKER_LANEWISE(v_sub, Sub)
+STOKER_LANEWISE(v_mul, Mul)
+STOKER_LANEWISE(v_div, Div)
+#undef STOKER_LANEWISE
+
+HWY_INLINE V v_max(const V& x, const V& y) {
+  V r;
+  STOKER_EACH r.p[i] = hn::IfThenElse(hn::Gt(x.p[i], y.p[i]), x.p[i], y.p[i]);
+  return r;
+}
+HWY_INLINE V v_fma(const V& x, const V& y, const V& z) {
+  V r;
+  STOKER_EACH r.p[i] = hn::MulAdd(x.p[i], y.p[i], z.p[i]);
+  return r;
+}
+/// The canonical tree: halves are added until four lanes are left.
+template <class D>
+HWY_INLINE float tree_sum(D d, hn::Vec<D> v) {
+  if constexpr (hn::MaxLanes(D()) > 4) {
+    const hn::Half<D> half;
+    return tree_sum(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)));
+  } else {
+    float s[4];
+    hn::StoreU(v, d, s);
+    return (s[0] + s[2]) + (s[1] + s[3]);
+  }
+}
+HWY_INLINE float v_sum(const V& v) {
+  V t = v;
+  for (int parts = kParts; parts > 1; parts /= 2) {
+    for (int i = 0; i < parts / 2; ++i) t.p[i] = hn::Add(t.p[i], t.p[i + parts / 2]);
+  }
+  return tree_sum(DF(), t.p[0]);
+}
+HWY_INLINE V v_pow2(const V& n) {
+  const hn::RebindToSigned<DF> di;
+  V r;
+  STOKER_EACH r.p[i] =
+      hn::BitCast(DF(), hn::ShiftLeft<23>(hn::Add(hn::ConvertTo(di, n.p[i]), hn::Set(di, 127))));
+  return r;
+}
+HWY_INLINE V v_round(const V& x) {
+  V r;
+  STOKER_EACH r.p[i] = hn::Round(x.p[i]);
+  return r;
+}
+HWY_INLINE V v_clamp(const V& x, float lo, float hi) {
+  const auto vlo = hn::Set(DF(), lo);
+  const auto vhi = hn::Set(DF(), hi);
+  V r;
+  STOKER_EACH {
+    const auto top = hn::IfThenElse(hn::Lt(x.p[i], vhi), x.p[i], vhi);
+    r.p[i] = hn::IfThenElse(hn::Gt(x.p[i], vlo), top, vlo);
+  }
+  return r;
+}
+HWY_INLINE V v_keep_nan(const V& x, const V& y) {
+  V r;
+  STOKER_EACH r.p[i] = hn::IfThenElse(hn::Eq(x.p[i], x.p[i]), y.p[i], x.p[i]);
+  return r;
+}
+
+inline constexpr float kF8Fold = 256.0F;
+/// Bytes -> fp16 bits ((c & 0x80) << 8 | (c & 0x7F) << 7), whose value is the code's divided by 256, exact
+/// for subnormals too (model.md 4.1). NaN codes have payload 0x3F80 there and get the bits of an fp16 NaN.
+HWY_INLINE V v_load_f8(const std::byte* p) {
+  const hn::Rebind<std::int8_t, DF> d8;
+  const hn::Rebind<std::int16_t, DF> d16;
+  const hn::Rebind<hwy::float16_t, DF> dh;
+  const auto* codes = reinterpret_cast<const std::int8_t*>(p);
+  V r;
+  STOKER_EACH {
+    const auto wide = hn::ShiftLeft<7>(hn::PromoteTo(d16, hn::LoadU(d8, codes + i * kLanes)));
+    const auto payload = hn::Set(d16, 0x3F80);
+    const auto nan = hn::VecFromMask(d16, hn::Eq(hn::And(wide, payload), payload));
+    const auto half = hn::Or(hn::And(wide, hn::Set(d16, static_cast<std::int16_t>(0xBFFF))), nan);
+    r.p[i] = hn::PromoteTo(DF(), hn::BitCast(dh, half));
+  }
+  return r;
+}
+HWY_INLINE V v_load_bf16(const std::byte* p) {
+  const hn::Rebind<std::uint16_t, DF> d16;
+  const hn::RebindToUnsigned<DF> du;
+  const auto* bits = reinterpret_cast<const std::uint16_t*>(p);
+  V r;
+  STOKER_EACH r.p[i] =
+      hn::BitCast(DF(), hn::ShiftLeft<16>(hn::PromoteTo(du, hn::LoadU(d16, bits + i * kLanes))));
+  return r;
+}
+HWY_INLINE V v_load_f16(const std::byte* p) {
+  const hn::Rebind<hwy::float16_t, DF> dh;
+  const hn::Rebind<std::uint16_t, DF> d16;
+  const auto* bits = reinterpret_cast<const std::uint16_t*>(p);
+  V r;
+  STOKER_EACH r.p[i] = hn::PromoteTo(DF(), hn::BitCast(dh, hn::LoadU(d16, bits + i * kLanes)));
+  return r;
+}
+#undef STOKER_EACH
+
+#endif
+
+#if defined(STOKER_PORTABLE)
+#define STOKER_INLINE inline
+#else
+#define STOKER_INLINE HWY_INLINE
+#endif
+
+/// The first n (< 16) floats, the other lanes 0.
+STOKER_INLINE V v_load_n(const float* p, std::size_t n) {
+  float a[16] = {};
+  std::memcpy(a, p, n * sizeof(float));
+  return v_load(a);
+}
+STOKER_INLINE void v_store_n(const V& v, float* p, std::size_t n) {
+  float a[16];
+  v_store(v, a);
+  std::memcpy(p, a, n * sizeof(float));
+}
+
+/// e^x to about 1 ulp (Cephes expf polynomial); NaN stays NaN, below -87.33 gives about 1e-38, not 0.
+STOKER_INLINE V v_exp(const V& x) {
+  const V c = v_clamp(x, -87.33F, 88.37F);
+  const V n = v_round(v_mul(c, v_set(1.44269504088896341F)));
+  V r = v_fma(n, v_set(-0.693359375F), c);
+  r = v_fma(n, v_set(2.12194440e-4F), r);
+  V p = v_set(1.9875691500e-4F);
+  p = v_fma(p, r, v_set(1.3981999507e-3F));
+  p = v_fma(p, r, v_set(8.3334519073e-3F));
+  p = v_fma(p, r, v_set(4.1665795894e-2F));
+  p = v_fma(p, r, v_set(1.6666665459e-1F));
+  p = v_fma(p, r, v_set(5.0000001201e-1F));
+  p = v_add(v_fma(p, v_mul(r, r), r), v_set(1.0F));
+  return v_keep_nan(x, v_mul(p, v_pow2(n)));
+}
+/// 1 / (1 + e^-x)
+STOKER_INLINE V v_sigmoid(const V& x) {
+  const V one = v_set(1.0F);
+  return v_div(one, v_add(one, v_exp(v_sub(v_set(0.0F), x))));
+}
+/// x / (1 + e^-x)
+STOKER_INLINE V v_silu(const V& x) {
+  return v_div(x, v_add(v_set(1.0F), v_exp(v_sub(v_set(0.0F), x))));
+}
