@@ -104,7 +104,7 @@ int keep(const StackOptions& options, const std::string& run_dir, int control, c
 void remove_shared_memory(const std::string& run_dir) {
   const std::string name = pool_name(run_dir);
   Pool::unlink(name);
-  WeightsSegment::unlink(name);
+  WeightsSegment::unlink(name + ".weights");  // as the loader names it
 }
 
 std::string last_words(const std::string& log_path) {
