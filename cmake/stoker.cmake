@@ -18,6 +18,7 @@ endfunction()
 function(stoker_library name)
   cmake_parse_arguments(ARG "" "" "SOURCES;LIBS" ${ARGN})
   add_library(${name} STATIC ${ARG_SOURCES})
+  set_property(GLOBAL APPEND PROPERTY STOKER_LIBRARIES ${name})  # for tests/tidy: check_headers
   stoker_configure(${name})
   target_link_libraries(${name} PUBLIC ${ARG_LIBS})
 endfunction()
