@@ -33,8 +33,12 @@ Result<Reply> receive(int socket, const std::string& path) {
   message.msg_control = control.data();
   message.msg_controllen = control.size();
   ssize_t got = 0;
-  do got = ::recvmsg(socket, &message, MSG_CMSG_CLOEXEC);
-  while (got < 0 && errno == EINTR);
+  // A loader that refuses before it has read our request resets the connection; the kernel reports that
+  // once, ahead of the refusal that is queued already.
+  bool reset_seen = false;
+  do {
+    got = ::recvmsg(socket, &message, MSG_CMSG_CLOEXEC);
+  } while (got < 0 && (errno == EINTR || (errno == ECONNRESET && !std::exchange(reset_seen, true))));
   if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
     return fail(Errc::peer_gone, "the loader at '" + path + "' does not answer: is it stopped or stuck?");
   if (got <= 0)
@@ -91,7 +95,7 @@ Result<AttachClient> AttachClient::connect(const std::string& path, const Attach
     return fail(error == EACCES ? Errc::invalid : Errc::io, "cannot connect to the loader at '" + path + "'", error);
   }
   if (::send(socket.get(), &request, sizeof request, MSG_NOSIGNAL) != static_cast<ssize_t>(sizeof request) &&
-      errno != EPIPE)  // a refusal may be waiting to be read
+      errno != EPIPE && errno != ECONNRESET)  // a refusal may be waiting to be read
     return fail(Errc::peer_gone, "cannot send to the loader at '" + path + "'", errno);
   STOKER_TRY(Reply reply, receive(socket.get(), path));
   STOKER_TRY(AttachGrant grant, parse_attach_reply({reply.bytes.data(), std::min(reply.size, reply.bytes.size())}));

@@ -28,6 +28,8 @@ class Link {
 };
 
 class Child {
+  static constexpr int kChildIn = 200, kChildOut = 201;  ///< beyond what a test has open
+
  public:
   /// `body` runs in the child; its result is the exit status. No test macro may be used in it.
   explicit Child(const std::function<int(const Link&)>& body) {
@@ -37,9 +39,12 @@ class Child {
     pid_ = ::fork();
     REQUIRE(pid_ >= 0);
     if (pid_ == 0) {
-      ::close(down[1]);
-      ::close(up[0]);
-      ::_exit(body(Link(down[0], up[1])));
+      // What the parent has open must end with the parent (fork copies what exec would close).
+      ::dup2(down[0], kChildIn);
+      ::dup2(up[1], kChildOut);
+      ::close_range(3, kChildIn - 1, 0);
+      ::close_range(kChildOut + 1, ~0U, 0);
+      ::_exit(body(Link(kChildIn, kChildOut)));
     }
     ::close(down[0]);
     ::close(up[1]);
