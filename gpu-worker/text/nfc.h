@@ -10,7 +10,7 @@ namespace stoker {
 
 /// True if every character is below U+0300: such text is in NFC already.
 [[nodiscard]] bool is_trivially_nfc(std::string_view valid_utf8);
-/// NFC of valid UTF-8 (UAX #15; tables of utf8proc 2.8, Unicode 15).
+/// NFC of valid UTF-8 (UAX #15) as Hugging Face tokenizers computes it: with the characters of Unicode 9.
 [[nodiscard]] Result<std::string> to_nfc(std::string_view valid_utf8);
 
 }  // namespace stoker

@@ -77,8 +77,8 @@ class Translator {
   // Oniguruma folds these letter pairs to one character (ss = U+00DF, ff fi fl st = U+FB00...), PCRE2 does not.
   Result<void> literal() {
     const char c = in_[at_];
+    if (!is_ascii(c)) return refuse("a non-ASCII letter");
     if (caseless()) {
-      if (!is_ascii(c)) return refuse("a non-ASCII letter inside (?i:");
       const char lower = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
       const std::string pair{previous_letter_, lower};
       for (const std::string_view folded : {"ss", "ff", "fi", "fl", "st"}) {
@@ -110,26 +110,21 @@ class Translator {
       return {};
     }
     if (c == 'p' || c == 'P') return property();
-    const bool same_in_both = c == 'r' || c == 'n' || c == 't' || c == 'f' || c == 'd' || c == 'D' ||
+    const bool same_in_both = c == 'r' || c == 'n' || c == 't' || c == 'f' ||
                               (is_ascii(c) && std::ispunct(static_cast<unsigned char>(c)) != 0);
     if (!same_in_both) return refuse(std::string("\"\\") + c + "\"" + (in_class ? " in a class" : ""));
     copy(2);
     return {};
   }
 
-  // General categories only (\p{L}, \p{Lu}): scripts and Boolean properties differ between Unicode versions.
+  // For letters, numbers and marks unicode_delta.h bridges the Unicode versions of the two engines.
   Result<void> property() {
     if (caseless()) return refuse("\"\\p\" inside (?i:");
-    const auto close = in_.find('}', at_);
-    const std::string_view name =
-        close == std::string_view::npos || close < at_ + 3 || in_[at_ + 2] != '{'
-            ? std::string_view()
-            : in_.substr(at_ + 3, close - at_ - 3);
-    constexpr std::string_view kGroups = "LMNPSZC";
-    const bool group = !name.empty() && kGroups.find(name[0]) != std::string_view::npos;
-    const bool category = name.size() == 2 && name[1] >= 'a' && name[1] <= 'z';
-    if (!group || (name.size() != 1 && !category)) return refuse("a property other than a general category");
-    copy(close + 1 - at_);
+    const std::string_view rest = in_.substr(at_ + 2);
+    if (!rest.starts_with("{L}") && !rest.starts_with("{N}") && !rest.starts_with("{M}")) {
+      return refuse("a property other than \\p{L}, \\p{N} and \\p{M}");
+    }
+    copy(5);
     return {};
   }
 
@@ -140,7 +135,7 @@ class Translator {
     while (at_ < in_.size() && in_[at_] != ']') {
       if (in_[at_] == '[') return refuse("a class within a class");
       if (starts("&&")) return refuse("\"&&\" in a class");
-      if (caseless() && !is_ascii(in_[at_])) return refuse("a non-ASCII letter inside (?i:");
+      if (!is_ascii(in_[at_])) return refuse("a non-ASCII letter in a class");
       if (in_[at_] == '\\') {
         STOKER_TRY_VOID(escape(true));
       } else {

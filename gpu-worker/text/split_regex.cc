@@ -5,6 +5,10 @@
 
 #include <array>
 
+#include "gpu-worker/text/unicode_delta.h"
+#include "gpu-worker/text/utf8.h"
+#include "shm/base/check.h"
+
 namespace stoker {
 namespace {
 
@@ -27,6 +31,28 @@ std::string pcre2_text(int code) {
 PCRE2_SPTR bytes(std::string_view text) {
   // PCRE2 refuses a null pointer even for no bytes at all.
   return reinterpret_cast<PCRE2_SPTR>(text.empty() ? "" : text.data());
+}
+
+/// The text with every character that is too new for PCRE2 replaced by one of the same class and length; empty if
+/// there is none. Pieces have the same byte positions in both.
+std::string with_stand_ins(std::string_view text) {
+  std::string shadow;
+  std::size_t position = 0;
+  while (position < text.size()) {
+    if (static_cast<unsigned char>(text[position]) < 0xE0) {  // stand-ins have three or four bytes
+      ++position;
+      continue;
+    }
+    const std::size_t begin = position;
+    const char32_t stand_in = class_stand_in(next_code_point(text, position));
+    if (stand_in == 0) continue;
+    if (shadow.empty()) shadow = text;
+    std::string replacement;
+    append_utf8(replacement, stand_in);
+    STOKER_CHECK(replacement.size() == position - begin);
+    shadow.replace(begin, replacement.size(), replacement);
+  }
+  return shadow;
 }
 
 }  // namespace
@@ -64,6 +90,8 @@ Result<SplitRegex> SplitRegex::compile(std::string_view pattern) {
 
 Result<void> SplitRegex::split(std::string_view text, std::vector<Piece>& pieces) const {
   const pcre2_code* code = code_->pointer.get();
+  const std::string shadow = with_stand_ins(text);
+  if (!shadow.empty()) text = shadow;
   const MatchData match(pcre2_match_data_create(1, nullptr));
   if (match == nullptr) return fail(Errc::no_memory, "no memory for a regex match");
   const std::size_t* range = pcre2_get_ovector_pointer(match.get());
