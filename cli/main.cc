@@ -55,8 +55,8 @@ int main(int argc, char** argv) {
   try {
     return stoker::cli::run_main(argc, argv);
   } catch (const std::exception& e) {
-    return stoker::cli::report(stoker::cli::kFailure, "internal error", e.what());
+    return stoker::cli::report(stoker::kFailure, "internal error", e.what());
   } catch (...) {
-    return stoker::cli::report(stoker::cli::kFailure, "internal error", "unknown exception");
+    return stoker::cli::report(stoker::kFailure, "internal error", "unknown exception");
   }
 }
