@@ -39,6 +39,7 @@ class Reader {
     at_ += 2;
     while (at_ < in_.size() && !starts(end)) {
       const char c = in_[at_];
+      if (starts("{%") || starts("{{")) return refuse("a block within a block");
       if (c == '\'' || c == '"') {
         STOKER_TRY_VOID(literal());
       } else if (is_name_char(c)) {
