@@ -22,15 +22,21 @@ inline int exit_code_of(const Error& error) {
   switch (error.code) {
     case Errc::corrupt:
     case Errc::missing:
-    case Errc::unsupported: return kModel;
-    case Errc::invalid: return kUsage;
-    case Errc::too_large: return kTooLong;
-    case Errc::peer_gone: return kUnreachable;
-    case Errc::cancelled: return kInterrupted;
+    case Errc::unsupported:
+      return kModel;
+    case Errc::invalid:
+      return kUsage;
+    case Errc::too_large:
+      return kTooLong;
+    case Errc::peer_gone:
+      return kUnreachable;
+    case Errc::cancelled:
+      return kInterrupted;
     case Errc::io:
     case Errc::no_memory:
     case Errc::busy:
-    case Errc::layout: return kFailure;
+    case Errc::layout:
+      return kFailure;
   }
   return kFailure;
 }

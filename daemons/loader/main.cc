@@ -10,6 +10,7 @@
 #include "checkpoint/checkpoint.h"
 #include "daemons/common/config.h"
 #include "daemons/common/endpoints.h"
+#include "daemons/common/exit_code.h"
 #include "daemons/common/log.h"
 #include "daemons/common/notify.h"
 #include "daemons/common/signals.h"
@@ -313,20 +314,6 @@ void LoaderDaemon::unlink_names() const {
   WeightsSegment::unlink(weights_name_);
 }
 
-/// docs/cli.md: 2 usage, 5 model files missing or wrong, 1 everything else.
-int exit_code(const Error& error) {
-  switch (error.code) {
-    case Errc::invalid:
-      return 2;
-    case Errc::missing:
-    case Errc::corrupt:
-    case Errc::unsupported:
-      return 5;
-    default:
-      return 1;
-  }
-}
-
 int main_checked(int argc, const char* const* argv) {
   const auto config = load_config(Program::loader, standard_sources(argc, argv));
   if (!config) {
@@ -343,7 +330,7 @@ int main_checked(int argc, const char* const* argv) {
   const auto ended = daemon.run();
   if (ended) return 0;
   log_error(ended.error().text());
-  return exit_code(ended.error());
+  return exit_code_of(ended.error());
 }
 
 }  // namespace

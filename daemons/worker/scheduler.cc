@@ -318,6 +318,7 @@ void Scheduler::accept(Entry& entry, std::span<const float> logits) {
 /// The model gave no result for the whole step: its sequences are lost. When the loader stayed away, the
 /// queue is answered too, instead of letting each request wait as long again.
 void Scheduler::step_failed(std::span<Entry* const> members, const Error& error) {
+  if (error.code == Errc::layout) source_lost_ = error;
   if (error.code == Errc::peer_gone || error.code == Errc::layout)
     return fail_all(error_code::kLoaderGone, error.text());
   for (Entry* entry : members) fail(*entry, error_code::kInternal, error.text());

@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -80,6 +81,8 @@ class Scheduler {
   bool step();
   [[nodiscard]] bool idle() const { return queue_.empty() && active_.empty(); }
   [[nodiscard]] SchedulerStatus status();
+  /// Set once the loader runs with another pool than ours: no request can succeed any more.
+  [[nodiscard]] const std::optional<Error>& source_lost() const { return source_lost_; }
 
  private:
   struct Entry;
@@ -117,6 +120,7 @@ class Scheduler {
   bool decode_next_ = false;  ///< alternation
   Duration last_progress_{};
   SchedulerStatus totals_;
+  std::optional<Error> source_lost_;
   RateMeter generated_rate_, prompt_rate_;
 };
 
