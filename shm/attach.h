@@ -37,7 +37,8 @@ struct AttachEvent {
 };
 
 struct AttachServerOptions {
-  std::string socket_path;  ///< loader_socket_path(); the caller holds the loader lock, a stale file is replaced
+  std::string
+      socket_path;  ///< loader_socket_path(); the caller holds the loader lock, a stale file is replaced
   std::string pool_name;
   std::string weights_name;
   std::uint64_t checkpoint_fingerprint = 0;
@@ -95,7 +96,8 @@ class AttachClient {
 
  private:
   AttachClient(UniqueFd socket, UniqueFd doorbell, AttachGrant grant);
-  static Result<AttachClient> connect(const std::string& path, const AttachRequest& request, Duration timeout);
+  static Result<AttachClient> connect(const std::string& path, const AttachRequest& request,
+                                      Duration timeout);
   UniqueFd socket_, doorbell_;
   AttachGrant grant_;
 };

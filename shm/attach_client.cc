@@ -44,7 +44,8 @@ Result<Reply> receive(int socket, const std::string& path) {
   if (got <= 0)
     return fail(Errc::peer_gone, "the loader at '" + path + "' closed the connection", got < 0 ? errno : 0);
   for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr; header = CMSG_NXTHDR(&message, header)) {
-    if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS || header->cmsg_len != CMSG_LEN(sizeof(int)))
+    if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS ||
+        header->cmsg_len != CMSG_LEN(sizeof(int)))
       continue;
     int fd = -1;
     std::memcpy(&fd, CMSG_DATA(header), sizeof fd);
@@ -71,11 +72,12 @@ AttachClient& AttachClient::operator=(AttachClient&& other) noexcept {
 
 AttachClient::~AttachClient() { detach(); }
 
-Result<AttachClient> AttachClient::connect(const std::string& path, const AttachRequest& request, Duration timeout) {
+Result<AttachClient> AttachClient::connect(const std::string& path, const AttachRequest& request,
+                                           Duration timeout) {
   sockaddr_un address{};
   if (path.size() >= sizeof address.sun_path)
-    return fail(Errc::invalid, "socket path '" + path + "' has " + std::to_string(path.size()) + " bytes, at most " +
-                                   std::to_string(sizeof address.sun_path - 1) +
+    return fail(Errc::invalid, "socket path '" + path + "' has " + std::to_string(path.size()) +
+                                   " bytes, at most " + std::to_string(sizeof address.sun_path - 1) +
                                    " are possible: choose a shorter run directory (--run-dir)");
   address.sun_family = AF_UNIX;
   std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
@@ -92,13 +94,15 @@ Result<AttachClient> AttachClient::connect(const std::string& path, const Attach
       return fail(Errc::missing, "no loader listens at '" + path + "': start one (stoker serve)", error);
     if (error == EAGAIN || error == EINPROGRESS)
       return fail(Errc::peer_gone, "the loader at '" + path + "' does not accept connections", error);
-    return fail(error == EACCES ? Errc::invalid : Errc::io, "cannot connect to the loader at '" + path + "'", error);
+    return fail(error == EACCES ? Errc::invalid : Errc::io, "cannot connect to the loader at '" + path + "'",
+                error);
   }
   if (::send(socket.get(), &request, sizeof request, MSG_NOSIGNAL) != static_cast<ssize_t>(sizeof request) &&
       errno != EPIPE && errno != ECONNRESET)  // a refusal may be waiting to be read
     return fail(Errc::peer_gone, "cannot send to the loader at '" + path + "'", errno);
   STOKER_TRY(Reply reply, receive(socket.get(), path));
-  STOKER_TRY(AttachGrant grant, parse_attach_reply({reply.bytes.data(), std::min(reply.size, reply.bytes.size())}));
+  STOKER_TRY(AttachGrant grant,
+             parse_attach_reply({reply.bytes.data(), std::min(reply.size, reply.bytes.size())}));
   if (!reply.passed.valid()) return fail(Errc::invalid, "the loader at '" + path + "' sent no doorbell");
   return AttachClient(std::move(socket), std::move(reply.passed), std::move(grant));
 }
@@ -109,14 +113,15 @@ Result<AttachClient> AttachClient::attach(const std::string& socket_path, Durati
   return connect(socket_path, request, timeout);
 }
 
-Result<AttachClient> AttachClient::reattach(const std::string& socket_path, unsigned index, Duration timeout) {
+Result<AttachClient> AttachClient::reattach(const std::string& socket_path, unsigned index,
+                                            Duration timeout) {
   AttachRequest request;
   request.prefix.kind = static_cast<std::uint32_t>(AttachKind::reattach);
   request.index = index;
   STOKER_TRY(AttachClient client, connect(socket_path, request, timeout));
   if (client.grant().index != index)
-    return fail(Errc::layout, "the loader gave index " + std::to_string(client.grant().index) + " instead of " +
-                                  std::to_string(index));
+    return fail(Errc::layout, "the loader gave index " + std::to_string(client.grant().index) +
+                                  " instead of " + std::to_string(index));
   return client;
 }
 

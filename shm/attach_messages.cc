@@ -29,7 +29,8 @@ Result<AttachPrefix> parse_prefix(std::span<const std::byte> message, const char
                                    " bytes, which is no attach message");
   std::memcpy(&prefix, message.data(), sizeof prefix);
   if (prefix.magic != kAttachMagic)
-    return fail(Errc::invalid, std::string(who) + " does not speak the attach protocol (magic " + hex(prefix.magic) + ")");
+    return fail(Errc::invalid,
+                std::string(who) + " does not speak the attach protocol (magic " + hex(prefix.magic) + ")");
   return prefix;
 }
 
@@ -45,7 +46,8 @@ std::string both_versions(const AttachPrefix& prefix, const char* other, const c
 
 bool is_name(const std::string& name) {
   return !name.empty() && std::all_of(name.begin(), name.end(), [](char c) {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' || c == '-' || c == '_';
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' ||
+           c == '-' || c == '_';
   });
 }
 
@@ -72,7 +74,8 @@ Result<AttachGrant> parse_attach_reply(std::span<const std::byte> message) {
   STOKER_TRY(const AttachPrefix prefix, parse_prefix(message, "loader"));
   const bool refused = prefix.kind == static_cast<std::uint32_t>(AttachKind::refused);
   const std::size_t text_bytes = std::min(message.size() - sizeof prefix, kAttachTextBytes);
-  const std::string text = printable(reinterpret_cast<const char*>(message.data()) + sizeof prefix, text_bytes);
+  const std::string text =
+      printable(reinterpret_cast<const char*>(message.data()) + sizeof prefix, text_bytes);
   if (!same_build(prefix))
     return fail(Errc::layout, both_versions(prefix, "the loader", "the worker") +
                                   (refused && !text.empty() ? " (loader says: " + text + ")" : ""));
@@ -91,12 +94,13 @@ Result<AttachGrant> parse_attach_reply(std::span<const std::byte> message) {
   if (reply.index >= kProcessMax)
     return fail(Errc::invalid, "loader gave process index " + std::to_string(reply.index) + ", there are " +
                                    std::to_string(kProcessMax));
-  AttachGrant grant{.index = reply.index,
-                    .epoch = reply.epoch,
-                    .checkpoint_fingerprint = reply.checkpoint_fingerprint,
-                    .pool_name = std::string(reply.pool_name.data(), ::strnlen(reply.pool_name.data(), kAttachNameBytes)),
-                    .weights_name =
-                        std::string(reply.weights_name.data(), ::strnlen(reply.weights_name.data(), kAttachNameBytes))};
+  AttachGrant grant{
+      .index = reply.index,
+      .epoch = reply.epoch,
+      .checkpoint_fingerprint = reply.checkpoint_fingerprint,
+      .pool_name = std::string(reply.pool_name.data(), ::strnlen(reply.pool_name.data(), kAttachNameBytes)),
+      .weights_name =
+          std::string(reply.weights_name.data(), ::strnlen(reply.weights_name.data(), kAttachNameBytes))};
   if (!is_name(grant.pool_name) || !is_name(grant.weights_name))
     return fail(Errc::invalid, "loader gave a shared-memory name that is none");
   return grant;

@@ -35,11 +35,11 @@ struct AttachPrefix {
 };
 
 enum class AttachKind : std::uint32_t {
-  attach = 1,     ///< give me a process index
-  reattach = 2,   ///< I hold `index` already (the loader was restarted, or the connection was lost)
-  detach = 3,     ///< take all I hold; no reply
-  granted = 16,   ///< reply: attached
-  refused = 17,   ///< reply: `status` and text say why
+  attach = 1,    ///< give me a process index
+  reattach = 2,  ///< I hold `index` already (the loader was restarted, or the connection was lost)
+  detach = 3,    ///< take all I hold; no reply
+  granted = 16,  ///< reply: attached
+  refused = 17,  ///< reply: `status` and text say why
 };
 
 struct AttachRequest {

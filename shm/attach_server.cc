@@ -38,7 +38,8 @@ std::uint64_t pack(Tag tag) {
   return (static_cast<std::uint64_t>(tag.what) << 40) | (std::uint64_t{tag.index} << 32) | tag.serial;
 }
 Tag unpack_tag(std::uint64_t bits) {
-  return {static_cast<Tag::What>(bits >> 40), static_cast<std::uint8_t>(bits >> 32), static_cast<std::uint32_t>(bits)};
+  return {static_cast<Tag::What>(bits >> 40), static_cast<std::uint8_t>(bits >> 32),
+          static_cast<std::uint32_t>(bits)};
 }
 
 struct Connection {
@@ -104,13 +105,14 @@ Result<UniqueFd> listen_at(const AttachServerOptions& options) {
   const std::string& path = options.socket_path;
   sockaddr_un address{};
   if (path.size() >= sizeof address.sun_path)
-    return fail(Errc::invalid, "socket path '" + path + "' has " + std::to_string(path.size()) + " bytes, at most " +
-                                   std::to_string(sizeof address.sun_path - 1) +
+    return fail(Errc::invalid, "socket path '" + path + "' has " + std::to_string(path.size()) +
+                                   " bytes, at most " + std::to_string(sizeof address.sun_path - 1) +
                                    " are possible: choose a shorter run directory (--run-dir)");
-  struct stat status{};
+  struct stat status {};
   if (::lstat(path.c_str(), &status) == 0) {
     if (!S_ISSOCK(status.st_mode))
-      return fail(Errc::invalid, "'" + path + "' exists and is not a socket: remove it, or choose another --run-dir");
+      return fail(Errc::invalid,
+                  "'" + path + "' exists and is not a socket: remove it, or choose another --run-dir");
     ::unlink(path.c_str());  // stale: the lock says that its loader is gone
   }
   address.sun_family = AF_UNIX;
@@ -120,7 +122,8 @@ Result<UniqueFd> listen_at(const AttachServerOptions& options) {
   const mode_t mode = options.group_access ? 0660 : 0600;
   ::fchmod(fd.get(), mode);  // before bind, so that it is never more open than this
   if (::bind(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0)
-    return fail(Errc::io, "cannot make socket '" + path + "': choose another run directory (--run-dir)", errno);
+    return fail(Errc::io, "cannot make socket '" + path + "': choose another run directory (--run-dir)",
+                errno);
   ::chmod(path.c_str(), mode);  // against the umask
   if (::listen(fd.get(), kBacklog) != 0) return fail(Errc::io, "cannot listen on '" + path + "'", errno);
   return fd;
@@ -171,7 +174,8 @@ void AttachServer::State::inherit() {
     if (state == static_cast<std::uint32_t>(ProcessState::free)) continue;
     const std::uint32_t pid = entry.pid.load(std::memory_order_relaxed);
     const std::uint64_t ticks = entry.start_ticks.load(std::memory_order_relaxed);
-    const bool attached = state == static_cast<std::uint32_t>(ProcessState::attached) && pid != 0 && ticks != 0;
+    const bool attached =
+        state == static_cast<std::uint32_t>(ProcessState::attached) && pid != 0 && ticks != 0;
     // The ticks are compared after the pidfd is open, so it cannot be a later process of the same pid.
     if (attached && watch_process(i, pid) && process_start_ticks(pid) == ticks) {
       inherited.push_back(i);
@@ -185,8 +189,10 @@ void AttachServer::State::inherit() {
 Result<void> AttachServer::State::watch_process(unsigned index, std::uint32_t pid) {
   UniqueFd pidfd = open_pidfd(pid);
   if (!pidfd.valid())
-    return fail(Errc::peer_gone, "cannot watch process " + std::to_string(pid) +
-                                     " (did it end, or is it in another pid namespace?)", errno);
+    return fail(
+        Errc::peer_gone,
+        "cannot watch process " + std::to_string(pid) + " (did it end, or is it in another pid namespace?)",
+        errno);
   if (!watch_fd(pidfd.get(), {Tag::What::process, static_cast<std::uint8_t>(index), 0}))
     return fail(Errc::io, "epoll: cannot watch process " + std::to_string(pid), errno);
   processes[index] = Watched{true, std::move(pidfd), pid};
@@ -211,15 +217,17 @@ void AttachServer::State::accept_all() {
     const bool allowed = peer.uid == ::geteuid() || peer.uid == 0 ||
                          (options.group_access && in_group(fd.get(), peer, ::getegid()));
     if (!allowed) {
-      send_refusal(fd.get(), {Errc::invalid, 0, "user " + std::to_string(peer.uid) + " may not attach to the pool of user " +
-                                                    std::to_string(::geteuid())});
+      send_refusal(fd.get(), {Errc::invalid, 0,
+                              "user " + std::to_string(peer.uid) + " may not attach to the pool of user " +
+                                  std::to_string(::geteuid())});
       continue;
     }
     Connection* place = nullptr;
     for (Connection& connection : connections) {
       const bool empty = !connection.fd.valid();
       if (!empty && connection.process != kNone) continue;
-      if (place == nullptr || empty || (place->fd.valid() && connection.serial < place->serial)) place = &connection;
+      if (place == nullptr || empty || (place->fd.valid() && connection.serial < place->serial))
+        place = &connection;
       if (empty) break;
     }
     STOKER_CHECK(place != nullptr);  // at most kProcessMax of them have a process
@@ -260,13 +268,15 @@ void AttachServer::State::handle(Connection& connection, const AttachRequest& re
   copy_text(options.pool_name, reply.pool_name);
   copy_text(options.weights_name, reply.weights_name);
   connection.process = *index;
-  if (kind == AttachKind::attach) events.push_back({.kind = Kind::attached, .process = *index, .pid = connection.pid});
+  if (kind == AttachKind::attach)
+    events.push_back({.kind = Kind::attached, .process = *index, .pid = connection.pid});
   if (!send_reply(connection.fd.get(), reply, doorbell.get())) {
     // A new process never learned its index: nothing to wait for. A known one will come again.
     if (kind == AttachKind::attach) return end_process(*index, Kind::died);
     return drop(connection);
   }
-  if (kind == AttachKind::reattach) events.push_back({.kind = Kind::reattached, .process = *index, .pid = connection.pid});
+  if (kind == AttachKind::reattach)
+    events.push_back({.kind = Kind::reattached, .process = *index, .pid = connection.pid});
 }
 
 Result<unsigned> AttachServer::State::admit(const Connection& connection) {
@@ -277,7 +287,8 @@ Result<unsigned> AttachServer::State::admit(const Connection& connection) {
          (processes[index].active || pool.process(index).state.load(std::memory_order_acquire) != kFree))
     ++index;
   if (index == kProcessMax)
-    return fail(Errc::busy, std::to_string(kProcessMax) + " processes are attached to this pool, which is the limit: stop one");
+    return fail(Errc::busy, std::to_string(kProcessMax) +
+                                " processes are attached to this pool, which is the limit: stop one");
   STOKER_TRY_VOID(watch_process(index, connection.pid));
   const std::uint64_t ticks = process_start_ticks(connection.pid);
   if (ticks == 0) {
@@ -302,8 +313,8 @@ Result<unsigned> AttachServer::State::readmit(const Connection& connection, std:
   const ProcessEntry& entry = pool.process(index);
   if (!processes[index].active || processes[index].pid != connection.pid ||
       entry.start_ticks.load(std::memory_order_relaxed) != process_start_ticks(connection.pid))
-    return fail(Errc::layout, "process " + std::to_string(connection.pid) + " does not hold index " + std::to_string(index) +
-                                  " of this pool (it was made anew): attach again");
+    return fail(Errc::layout, "process " + std::to_string(connection.pid) + " does not hold index " +
+                                  std::to_string(index) + " of this pool (it was made anew): attach again");
   for (Connection& other : connections)
     if (other.fd.valid() && other.process == index) drop(other);
   return index;
@@ -326,14 +337,18 @@ AttachServer::~AttachServer() = default;
 
 Result<AttachServer> AttachServer::create(Pool& pool, const AttachServerOptions& options) {
   if (options.pool_name.size() >= kAttachNameBytes || options.weights_name.size() >= kAttachNameBytes)
-    return fail(Errc::too_large, "shared-memory name '" + options.pool_name + "' or '" + options.weights_name +
-                                     "' is longer than " + std::to_string(kAttachNameBytes - 1) + " bytes");
+    return fail(Errc::too_large, "shared-memory name '" + options.pool_name + "' or '" +
+                                     options.weights_name + "' is longer than " +
+                                     std::to_string(kAttachNameBytes - 1) + " bytes");
   UniqueFd epoll(::epoll_create1(EPOLL_CLOEXEC));
   UniqueFd doorbell(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-  if (!epoll.valid() || !doorbell.valid()) return fail(Errc::io, "cannot make epoll and eventfd descriptors", errno);
+  if (!epoll.valid() || !doorbell.valid())
+    return fail(Errc::io, "cannot make epoll and eventfd descriptors", errno);
   STOKER_TRY(UniqueFd listener, listen_at(options));
-  auto state = std::make_unique<State>(pool, options, std::move(listener), std::move(epoll), std::move(doorbell));
-  if (!state->watch_fd(state->listener.get(), {Tag::What::listener, 0, 0})) return fail(Errc::io, "epoll_ctl", errno);
+  auto state =
+      std::make_unique<State>(pool, options, std::move(listener), std::move(epoll), std::move(doorbell));
+  if (!state->watch_fd(state->listener.get(), {Tag::What::listener, 0, 0}))
+    return fail(Errc::io, "epoll_ctl", errno);
   state->inherit();
   return AttachServer(std::move(state));
 }

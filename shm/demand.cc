@@ -47,7 +47,8 @@ std::optional<DemandTicket> DemandPort::post(ExpertKey expert, std::uint32_t fla
   STOKER_CHECK(expert.value < pool_.expert_count());
   // The ring may hold stale indices besides the outstanding ones (a restarted loader lists entries and
   // skips the ring), so it can be full although the table is not.
-  if (free_.empty() || head_ - process_.demand_tail.load(std::memory_order_acquire) >= kDemandMax) return std::nullopt;
+  if (free_.empty() || head_ - process_.demand_tail.load(std::memory_order_acquire) >= kDemandMax)
+    return std::nullopt;
   const std::uint16_t index = free_.back();
   free_.pop_back();
   ++in_use_;
@@ -148,7 +149,8 @@ void DemandIntake::take(unsigned process_index, std::uint32_t index, std::vector
   if (expert >= pool_.expert_count()) {
     ++refused_;
     fail(process_index, ticket, EINVAL,
-         "expert " + std::to_string(expert) + " does not exist, the model has " + std::to_string(pool_.expert_count()));
+         "expert " + std::to_string(expert) + " does not exist, the model has " +
+             std::to_string(pool_.expert_count()));
     notify(process_index);
     return;
   }

@@ -69,8 +69,8 @@ class DemandPort {
  private:
   Pool& pool_;
   ProcessEntry& process_;
-  std::uint32_t head_;             ///< next ring index to write; published by publish()
-  std::uint32_t seen_;             ///< completions at the last wait() that returned true
+  std::uint32_t head_;  ///< next ring index to write; published by publish()
+  std::uint32_t seen_;  ///< completions at the last wait() that returned true
   std::uint32_t in_use_ = 0;
   std::vector<std::uint16_t> free_;
 };
@@ -119,9 +119,9 @@ class DemandIntake {
  private:
   struct Process {
     bool served = false;
-    bool list_pending = false;          ///< scan the table instead of the ring at the next drain
-    std::uint32_t tail = 0;             ///< our own copy; the shared one is for the worker to read
-    std::bitset<kDemandMax> taken;      ///< delivered by drain() and not yet completed
+    bool list_pending = false;      ///< scan the table instead of the ring at the next drain
+    std::uint32_t tail = 0;         ///< our own copy; the shared one is for the worker to read
+    std::bitset<kDemandMax> taken;  ///< delivered by drain() and not yet completed
   };
   void take(unsigned process_index, std::uint32_t index, std::vector<Demand>& out);
   void drain_ring(unsigned process_index, std::vector<Demand>& out);

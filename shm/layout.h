@@ -103,7 +103,8 @@ struct alignas(kPageBytes) ProcessEntry {
 
 /// Per expert: where it is, and how it has been used.
 struct ExpertEntry {
-  std::atomic<std::uint32_t> slot;  ///< SlotId while filling/ready/retiring, kNone otherwise; a hint, the word decides
+  /// SlotId while filling/ready/retiring, kNone otherwise; a hint, the word decides.
+  std::atomic<std::uint32_t> slot;
   std::uint32_t reserved;
   /// Decayed use, written by workers: float frequency (high 32 bits as bits) | last step (low 32).
   std::atomic<std::uint64_t> usage;
@@ -117,18 +118,22 @@ constexpr std::uint64_t fnv(std::uint64_t hash, std::uint64_t value) {
 }
 constexpr std::uint64_t layout_hash() {
   std::uint64_t h = 0xCBF29CE484222325ULL;
-  for (std::uint64_t v :
-       {std::uint64_t{kLayoutVersion}, std::uint64_t{kPageBytes}, std::uint64_t{kCacheLine}, std::uint64_t{kProcessMax},
-        std::uint64_t{kDemandMax}, std::uint64_t{sizeof(PoolHeader)}, std::uint64_t{offsetof(PoolHeader, slot_bytes)},
-        std::uint64_t{offsetof(PoolHeader, epoch)}, std::uint64_t{offsetof(PoolHeader, step)},
-        std::uint64_t{offsetof(PoolHeader, payload_path)},
-        std::uint64_t{sizeof(PoolCounters)}, std::uint64_t{offsetof(PoolCounters, worker)},
-        std::uint64_t{sizeof(SlotControl)}, std::uint64_t{offsetof(SlotControl, expert)},
-        std::uint64_t{offsetof(SlotControl, origin)}, std::uint64_t{sizeof(DemandEntry)},
-        std::uint64_t{offsetof(DemandEntry, error)}, std::uint64_t{sizeof(ProcessEntry)},
-        std::uint64_t{offsetof(ProcessEntry, completions)}, std::uint64_t{offsetof(ProcessEntry, demand_ring)},
-        std::uint64_t{offsetof(ProcessEntry, demands)}, std::uint64_t{sizeof(ExpertEntry)},
-        std::uint64_t{offsetof(ExpertEntry, usage)}})
+  for (std::uint64_t v : {std::uint64_t{kLayoutVersion}, std::uint64_t{kPageBytes},
+                          std::uint64_t{kCacheLine}, std::uint64_t{kProcessMax}, std::uint64_t{kDemandMax},
+                          std::uint64_t{sizeof(PoolHeader)},
+                          std::uint64_t{offsetof(PoolHeader, slot_bytes)},
+                          std::uint64_t{offsetof(PoolHeader, epoch)},
+                          std::uint64_t{offsetof(PoolHeader, step)},
+                          std::uint64_t{offsetof(PoolHeader, payload_path)},
+                          std::uint64_t{sizeof(PoolCounters)},
+                          std::uint64_t{offsetof(PoolCounters, worker)},
+                          std::uint64_t{sizeof(SlotControl)}, std::uint64_t{offsetof(SlotControl, expert)},
+                          std::uint64_t{offsetof(SlotControl, origin)}, std::uint64_t{sizeof(DemandEntry)},
+                          std::uint64_t{offsetof(DemandEntry, error)}, std::uint64_t{sizeof(ProcessEntry)},
+                          std::uint64_t{offsetof(ProcessEntry, completions)},
+                          std::uint64_t{offsetof(ProcessEntry, demand_ring)},
+                          std::uint64_t{offsetof(ProcessEntry, demands)},
+                          std::uint64_t{sizeof(ExpertEntry)}, std::uint64_t{offsetof(ExpertEntry, usage)}})
     h = fnv(h, v);
   return h;
 }

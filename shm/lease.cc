@@ -48,7 +48,8 @@ std::optional<Lease> LeaseTable::try_lease(ExpertKey expert) {
 bool LeaseTable::adopt(SlotId slot) {
   if (slot.value >= counts_.size()) return false;
   const SlotWord word = unpack(pool_.slots()[slot.value].word.load(std::memory_order_acquire));
-  if ((word.readers & bit_) == 0 || (word.state != SlotState::ready && word.state != SlotState::retiring)) return false;
+  if ((word.readers & bit_) == 0 || (word.state != SlotState::ready && word.state != SlotState::retiring))
+    return false;
   if (counts_[slot.value]++ == 0) ++held_;
   return true;
 }
@@ -58,7 +59,8 @@ bool LeaseTable::release(SlotId slot) {
   if (--counts_[slot.value] != 0) return false;
   --held_;
   const auto word = update(pool_.slots()[slot.value], [&](SlotWord w) -> std::optional<SlotWord> {
-    if (w.state != SlotState::ready && w.state != SlotState::retiring) return std::nullopt;  // not ours any more
+    if (w.state != SlotState::ready && w.state != SlotState::retiring)
+      return std::nullopt;  // not ours any more
     w.readers = static_cast<std::uint16_t>(w.readers & ~bit_);
     return w;
   });

@@ -7,8 +7,8 @@
 //   3. release() counts down; the last one clears the bit.
 // The bit is touched on 0 <-> 1 only, so a hit on a slot already held costs no shared write.
 //
-// While a demand of this process for an expert is pending, do not try_lease() that expert: the loader sets the
-// same bit when it grants, and a release in between would clear it. Poll the demand instead.
+// While a demand of this process for an expert is pending, do not try_lease() that expert: the loader sets
+// the same bit when it grants, and a release in between would clear it. Poll the demand instead.
 //
 // Not thread-safe: one table per process, used from one thread (or under the caller's lock).
 #pragma once

@@ -1,22 +1,18 @@
 #include "shm/pool.h"
 
-#include <sys/statfs.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <array>
 #include <atomic>
-#include <cerrno>
-#include <climits>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 #include <new>
 #include <optional>
 #include <utility>
 
 #include "shm/base/check.h"
+#include "shm/payload.h"
 #include "shm/segment.h"
 
 namespace stoker {
@@ -27,7 +23,6 @@ constexpr std::uint64_t kSlotBytesMax = 1_GiB;
 constexpr std::uint64_t kPayloadBytesMax = 1ULL << 46;
 
 std::string control_name(const std::string& name) { return name + ".control"; }
-std::string payload_name(const std::string& name) { return name + ".payload"; }
 
 /// The header's numbers, read once and validated; nothing later reads them from shared memory again.
 struct Geometry {
@@ -55,8 +50,8 @@ Result<Geometry> plan(Geometry g) {
     return fail(Errc::invalid, "pool: slot size " + std::to_string(g.slot_bytes) + " is not a multiple of " +
                                    std::to_string(kDirectAlign) + " up to 1 GiB");
   if (g.slot_count == 0 || g.slot_count >= kNone || g.slot_count * g.slot_bytes > kPayloadBytesMax)
-    return fail(Errc::invalid, "pool: " + std::to_string(g.slot_count) + " slots of " + bytes_text(g.slot_bytes) +
-                                   " is out of range");
+    return fail(Errc::invalid, "pool: " + std::to_string(g.slot_count) + " slots of " +
+                                   bytes_text(g.slot_bytes) + " is out of range");
   if (experts == 0 || experts >= kNone)
     return fail(Errc::invalid, "pool: " + std::to_string(experts) + " experts is out of range");
   g.layout = ControlLayout::of(g.slot_count, experts);
@@ -73,8 +68,9 @@ Result<std::string> read_payload_path(const PoolHeader& header, const std::strin
     return fail(Errc::corrupt, "pool '" + name + "': payload path is not terminated");
   std::string path(copy.data());
   const std::string suffix = "/" + payload_name(name);
-  if (!path.empty() && (path.front() != '/' || path.find("/../") != std::string::npos || path.size() <= suffix.size() ||
-                        path.compare(path.size() - suffix.size(), suffix.size(), suffix) != 0))
+  if (!path.empty() &&
+      (path.front() != '/' || path.find("/../") != std::string::npos || path.size() <= suffix.size() ||
+       path.compare(path.size() - suffix.size(), suffix.size(), suffix) != 0))
     return fail(Errc::corrupt, "pool '" + name + "': payload path is not a path to " + payload_name(name));
   return path;
 }
@@ -85,12 +81,13 @@ Result<Geometry> validate(const Segment& control, const std::string& name) {
                                    " bytes, the header alone needs " + std::to_string(sizeof(PoolHeader)));
   const auto& header = *reinterpret_cast<const PoolHeader*>(control.data());
   const std::uint64_t magic = header.magic.load(std::memory_order_acquire);
-  if (magic == 0) return fail(Errc::missing, "pool '" + name + "' is still being built: try again in a moment");
+  if (magic == 0)
+    return fail(Errc::missing, "pool '" + name + "' is still being built: try again in a moment");
   const std::uint32_t version = header.layout_version;
   const std::uint64_t hash = header.layout_hash;
   if (magic != kPoolMagic || version != kLayoutVersion || hash != kLayoutHash)
-    return fail(Errc::layout, "pool '" + name + "' has layout version " + std::to_string(version) + " (" + hex(hash) +
-                                  ", magic " + hex(magic) + "), this program has version " +
+    return fail(Errc::layout, "pool '" + name + "' has layout version " + std::to_string(version) + " (" +
+                                  hex(hash) + ", magic " + hex(magic) + "), this program has version " +
                                   std::to_string(kLayoutVersion) + " (" + hex(kLayoutHash) + ", magic " +
                                   hex(kPoolMagic) + "): run loader and worker of the same build");
   Geometry g;
@@ -100,131 +97,21 @@ Result<Geometry> validate(const Segment& control, const std::string& name) {
   g.experts_per_layer = header.experts_per_layer;
   g.checkpoint_fingerprint = header.checkpoint_fingerprint;
   auto planned = plan(g);
-  if (!planned) return fail(Errc::corrupt, "header of pool '" + name + "' is damaged: " + planned.error().message);
+  if (!planned)
+    return fail(Errc::corrupt, "header of pool '" + name + "' is damaged: " + planned.error().message);
   g = *std::move(planned);
   STOKER_TRY(g.payload_path, read_payload_path(header, name));
   const std::uint32_t expert_count = header.expert_count;
   const std::uint64_t control_bytes = header.control_bytes;
   const std::uint64_t payload_bytes = header.payload_bytes;
-  if (expert_count != g.expert_count() || control_bytes != g.layout.bytes || control_bytes != control.bytes() ||
-      payload_bytes != g.payload_bytes)
+  if (expert_count != g.expert_count() || control_bytes != g.layout.bytes ||
+      control_bytes != control.bytes() || payload_bytes != g.payload_bytes)
     return fail(Errc::corrupt, "pool '" + name + "': sizes contradict each other (control object " +
                                    std::to_string(control.bytes()) + " bytes, header says " +
-                                   std::to_string(control_bytes) + ", its counts need " + std::to_string(g.layout.bytes) +
+                                   std::to_string(control_bytes) + ", its counts need " +
+                                   std::to_string(g.layout.bytes) +
                                    "): start the loader again to replace it");
   return g;
-}
-
-/// Who decides about transparent huge pages for POSIX shared memory: the `huge=` option of the tmpfs on
-/// /dev/shm (none = never), unless shmem_enabled says deny or force. The other words of shmem_enabled are for
-/// memfd and System V memory only (Documentation/admin-guide/mm/transhuge.rst, "Hugepages in tmpfs/shmem").
-std::string shmem_huge_policy() {
-  std::ifstream enabled("/sys/kernel/mm/transparent_hugepage/shmem_enabled");
-  std::string word;
-  while (enabled >> word)
-    if (word == "[deny]" || word == "[force]") return word.substr(1, word.size() - 2);
-  if (!enabled.is_open()) return "not in this kernel";
-  std::ifstream mounts("/proc/mounts");
-  std::string device, mount, type, options, rest, policy = "never";
-  while (mounts >> device >> mount >> type >> options && std::getline(mounts, rest)) {
-    if (mount != "/dev/shm") continue;
-    const std::size_t at = options.find("huge=");  // a later line lies over an earlier one
-    policy = at == std::string::npos ? "never" : options.substr(at + 5, options.find(',', at) - at - 5);
-  }
-  return policy;
-}
-
-std::uint64_t huge_page_number(const char* what) {
-  std::ifstream file(std::string("/sys/kernel/mm/hugepages/hugepages-2048kB/") + what);
-  std::uint64_t count = 0;
-  file >> count;
-  return count;
-}
-
-/// Where a huge page file may go: the given directory, or "<mount>/stoker" and "<mount>" of every mounted
-/// hugetlbfs with 2 MiB pages, as far as it exists and can be written.
-std::vector<std::string> hugetlbfs_directories(const std::string& given) {
-  if (!given.empty()) return {given};
-  std::vector<std::string> directories;
-  std::ifstream mounts("/proc/mounts");
-  std::string device, mount, type, options, rest;
-  while (mounts >> device >> mount >> type >> options && std::getline(mounts, rest))
-    if (type == "hugetlbfs" && options.find("pagesize=1024M") == std::string::npos)
-      for (const std::string& directory : {mount + "/stoker", mount})
-        if (::access(directory.c_str(), W_OK | X_OK) == 0) directories.push_back(directory);
-  return directories;
-}
-
-struct Payload {
-  Segment segment;
-  std::string path;         ///< hugetlbfs file, or ""
-  std::string note;
-  std::uint32_t page_bytes;
-};
-
-/// First rung of the ladder. Nothing (and the reason appended to `why`) when there are not enough pages.
-std::optional<Payload> create_on_hugetlbfs(const PoolSpec& spec, const Geometry& g, std::string& why) {
-  const std::uint64_t wanted = g.payload_bytes / kHugePageBytes;
-  const std::uint64_t free_pages = huge_page_number("free_hugepages");
-  const std::uint64_t reserved = huge_page_number("resv_hugepages");
-  const std::uint64_t usable = free_pages > reserved ? free_pages - reserved : 0;
-  const std::vector<std::string> directories = hugetlbfs_directories(spec.hugetlbfs_dir);
-  if (usable < wanted || directories.empty()) {
-    why = std::to_string(usable) + " of " + std::to_string(wanted) + " reserved 2 MiB pages free" +
-          (directories.empty() ? ", no writable hugetlbfs" : "");
-    return std::nullopt;
-  }
-  for (const std::string& directory : directories) {
-    struct statfs fs{};
-    const std::string path = directory + "/" + payload_name(spec.name);
-    if (path.size() >= kPayloadPathBytes || path.front() != '/') continue;
-    if (::statfs(directory.c_str(), &fs) != 0 || static_cast<std::uint64_t>(fs.f_bsize) != kHugePageBytes) {
-      why = directory + " is not a hugetlbfs with 2 MiB pages";
-      continue;
-    }
-    ::unlink(path.c_str());  // a leftover of a loader that died while creating; the loader lock is held
-    auto segment = Segment::create({.bytes = g.payload_bytes, .group_access = spec.group_access, .hugetlbfs_path = path});
-    if (segment)
-      return Payload{*std::move(segment), path, "2 MiB pages (hugetlbfs " + directory + ")",
-                     static_cast<std::uint32_t>(kHugePageBytes)};
-    why = segment.error().text();
-  }
-  return std::nullopt;
-}
-
-/// What really backs a POSIX object's mapping, as cause and remedy when it is 4 KiB pages.
-std::string describe_pages(const Segment& payload, bool asked, const std::string& why, std::uint32_t& page_bytes) {
-  page_bytes = static_cast<std::uint32_t>(kPageBytes);
-  if (!asked) return "4 KiB pages (huge pages are switched off in the configuration)";
-  const std::string thp = shmem_huge_policy();
-  const std::uint64_t huge = thp == "never" || thp == "deny" ? 0 : payload.huge_bytes();
-  if (huge * 10 >= payload.bytes() * 9) {
-    page_bytes = static_cast<std::uint32_t>(kHugePageBytes);
-    return "2 MiB pages (transparent huge pages, /dev/shm huge=" + thp + ")";
-  }
-  const std::uint64_t wanted = payload.bytes() / kHugePageBytes;
-  const std::string remedy = "; reads and memory are faster after `mount -o remount,huge=advise /dev/shm`, or after "
-                             "`sysctl vm.nr_hugepages=" + std::to_string(wanted) + "` with a hugetlbfs the user can write";
-  const std::string cause = (why.empty() ? "" : why + "; ") + std::string("/dev/shm huge=") + thp;
-  if (huge != 0)
-    return bytes_text(huge) + " of " + bytes_text(payload.bytes()) +
-           " in 2 MiB pages, the rest in 4 KiB pages (memory is fragmented; " + cause + ")" + remedy;
-  return "4 KiB pages (" + cause + ")" + remedy;
-}
-
-Result<Payload> create_payload(const PoolSpec& spec, const Geometry& g) {
-  const bool huge = spec.huge_pages == HugePages::automatic;
-  std::string why;
-  if (huge)
-    if (auto payload = create_on_hugetlbfs(spec, g, why)) return *std::move(payload);
-  Segment::remove(payload_name(spec.name));
-  STOKER_TRY(Segment segment, Segment::create({.name = payload_name(spec.name),
-                                               .bytes = g.payload_bytes,
-                                               .group_access = spec.group_access,
-                                               .advise_huge = huge}));
-  std::uint32_t page_bytes = 0;
-  std::string note = describe_pages(segment, huge, why, page_bytes);
-  return Payload{std::move(segment), "", std::move(note), page_bytes};
 }
 
 /// Objects begin their life here; the bytes are zero already, except what `kNone` means.
@@ -232,8 +119,10 @@ void build_control(Segment& control, const PoolSpec& spec, const Geometry& g, co
   std::byte* base = control.data();
   auto& header = *new (base) PoolHeader{};
   new (base + g.layout.counters) PoolCounters{};
-  for (unsigned i = 0; i < kProcessMax; ++i) new (base + g.layout.processes + i * sizeof(ProcessEntry)) ProcessEntry{};
-  for (std::uint32_t i = 0; i < g.slot_count; ++i) new (base + g.layout.slots + i * sizeof(SlotControl)) SlotControl{};
+  for (unsigned i = 0; i < kProcessMax; ++i)
+    new (base + g.layout.processes + i * sizeof(ProcessEntry)) ProcessEntry{};
+  for (std::uint32_t i = 0; i < g.slot_count; ++i)
+    new (base + g.layout.slots + i * sizeof(SlotControl)) SlotControl{};
   for (std::uint32_t i = 0; i < g.expert_count(); ++i) {
     auto* expert = new (base + g.layout.experts + i * sizeof(ExpertEntry)) ExpertEntry{};
     expert->slot.store(kNone, std::memory_order_relaxed);
@@ -275,7 +164,9 @@ namespace {
 std::uint32_t live_process(const Segment& control, const Geometry& g) {
   const auto* processes = reinterpret_cast<const ProcessEntry*>(control.data() + g.layout.processes);
   for (unsigned i = 0; i < kProcessMax; ++i) {
-    if (processes[i].state.load(std::memory_order_acquire) != static_cast<std::uint32_t>(ProcessState::attached)) continue;
+    if (processes[i].state.load(std::memory_order_acquire) !=
+        static_cast<std::uint32_t>(ProcessState::attached))
+      continue;
     const std::uint32_t pid = processes[i].pid.load(std::memory_order_relaxed);
     const std::uint64_t ticks = processes[i].start_ticks.load(std::memory_order_relaxed);
     if (pid != 0 && ticks != 0 && process_start_ticks(pid) == ticks) return pid;
@@ -285,7 +176,8 @@ std::uint32_t live_process(const Segment& control, const Geometry& g) {
 
 bool same_spec(const PoolSpec& spec, const Geometry& g) {
   return spec.slot_bytes == g.slot_bytes && spec.slot_count == g.slot_count && spec.layers == g.layers &&
-         spec.experts_per_layer == g.experts_per_layer && spec.checkpoint_fingerprint == g.checkpoint_fingerprint;
+         spec.experts_per_layer == g.experts_per_layer &&
+         spec.checkpoint_fingerprint == g.checkpoint_fingerprint;
 }
 
 Result<Segment> open_payload(const std::string& name, const Geometry& g) {
@@ -311,7 +203,8 @@ Result<Found> look_for_predecessor(const PoolSpec& spec) {
   auto control = Segment::open({.name = control_name(spec.name)}, true);
   if (!control) {
     // Another user's object cannot be replaced and must not be trusted; everything else can go.
-    if (control.error().code == Errc::invalid || control.error().code == Errc::io) return fail(control.error(), "pool");
+    if (control.error().code == Errc::invalid || control.error().code == Errc::io)
+      return fail(control.error(), "pool");
     return Found{};
   }
   const auto geometry = validate(*control, spec.name);
@@ -347,20 +240,23 @@ Result<Pool> Pool::create_or_adopt(const PoolSpec& spec) {
   std::unique_ptr<State> state;
   if (found.control) {
     std::uint32_t page_bytes = 0;
-    std::string note = found.geometry.payload_path.empty()
-                           ? describe_pages(*found.payload, spec.huge_pages == HugePages::automatic, "", page_bytes)
-                           : "2 MiB pages (hugetlbfs file " + found.geometry.payload_path + ")";
+    std::string note =
+        found.geometry.payload_path.empty()
+            ? describe_pages(*found.payload, spec.huge_pages == HugePages::automatic, "", page_bytes)
+            : "2 MiB pages (hugetlbfs file " + found.geometry.payload_path + ")";
     state = std::make_unique<State>(
         State{*std::move(found.control), *std::move(found.payload), found.geometry, true, std::move(note)});
   } else {
     unlink(spec.name);
-    STOKER_TRY(Payload payload, create_payload(spec, geometry));
+    STOKER_TRY(Payload payload, create_payload(spec, geometry.payload_bytes));
     geometry.payload_path = payload.path;
     auto control = Segment::create(
         {.name = control_name(spec.name), .bytes = geometry.layout.bytes, .group_access = spec.group_access});
     if (!control) {
-      if (payload.path.empty()) Segment::remove(payload_name(spec.name));
-      else ::unlink(payload.path.c_str());
+      if (payload.path.empty())
+        Segment::remove(payload_name(spec.name));
+      else
+        ::unlink(payload.path.c_str());
       return tl::unexpected<Error>(std::move(control).error());
     }
     build_control(*control, spec, geometry, payload);
@@ -381,12 +277,15 @@ Result<Pool> Pool::attach(const std::string& name) {
   STOKER_TRY(Geometry geometry, validate(control, name));
   STOKER_TRY(Segment payload, open_payload(name, geometry));
   static_cast<void>(control.lock_shared());  // see look_for_predecessor; held until the mapping's owner goes
-  std::string note = geometry.payload_path.empty() ? "" : "2 MiB pages (hugetlbfs file " + geometry.payload_path + ")";
+  std::string note =
+      geometry.payload_path.empty() ? "" : "2 MiB pages (hugetlbfs file " + geometry.payload_path + ")";
   if (note.empty()) {
     const auto& header = *reinterpret_cast<const PoolHeader*>(control.data());
-    note = header.page_bytes == kHugePageBytes ? "2 MiB pages (transparent huge pages)" : "4 KiB pages (see the loader's log)";
+    note = header.page_bytes == kHugePageBytes ? "2 MiB pages (transparent huge pages)"
+                                               : "4 KiB pages (see the loader's log)";
   }
-  return Pool(std::make_unique<State>(State{std::move(control), std::move(payload), geometry, false, std::move(note)}));
+  return Pool(std::make_unique<State>(
+      State{std::move(control), std::move(payload), geometry, false, std::move(note)}));
 }
 
 void Pool::unlink(const std::string& name) {
@@ -410,10 +309,12 @@ ProcessEntry& Pool::process(unsigned index) const {
   return reinterpret_cast<ProcessEntry*>(state_->control.data() + state_->geometry.layout.processes)[index];
 }
 std::span<SlotControl> Pool::slots() const {
-  return {reinterpret_cast<SlotControl*>(state_->control.data() + state_->geometry.layout.slots), slot_count()};
+  return {reinterpret_cast<SlotControl*>(state_->control.data() + state_->geometry.layout.slots),
+          slot_count()};
 }
 std::span<ExpertEntry> Pool::experts() const {
-  return {reinterpret_cast<ExpertEntry*>(state_->control.data() + state_->geometry.layout.experts), expert_count()};
+  return {reinterpret_cast<ExpertEntry*>(state_->control.data() + state_->geometry.layout.experts),
+          expert_count()};
 }
 std::byte* Pool::payload(SlotId slot) const {
   STOKER_CHECK(slot.value < slot_count());

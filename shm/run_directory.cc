@@ -30,16 +30,20 @@ Result<std::string> make_run_directory(const RunDirectoryRequest& request) {
     return fail(Errc::io, "cannot make run directory '" + path + "'" + remedy, errno);
   }
   char* resolved = ::realpath(path.c_str(), nullptr);
-  if (resolved == nullptr) return fail(Errc::io, "cannot resolve run directory '" + path + "'" + remedy, errno);
+  if (resolved == nullptr)
+    return fail(Errc::io, "cannot resolve run directory '" + path + "'" + remedy, errno);
   const std::string canonical = resolved;
   std::free(resolved);
-  struct stat status{};
+  struct stat status {};
   if (::stat(canonical.c_str(), &status) != 0)
     return fail(Errc::io, "cannot look at run directory '" + canonical + "'" + remedy, errno);
-  if (!S_ISDIR(status.st_mode)) return fail(Errc::invalid, "run directory '" + canonical + "' is not a directory" + remedy);
-  if (status.st_uid != ::geteuid() && !(request.group_access && (status.st_uid == 0 || status.st_gid == ::getegid())))
-    return fail(Errc::invalid, "run directory '" + canonical + "' belongs to user " + std::to_string(status.st_uid) +
-                                   ", not to user " + std::to_string(::geteuid()) + remedy);
+  if (!S_ISDIR(status.st_mode))
+    return fail(Errc::invalid, "run directory '" + canonical + "' is not a directory" + remedy);
+  if (status.st_uid != ::geteuid() &&
+      !(request.group_access && (status.st_uid == 0 || status.st_gid == ::getegid())))
+    return fail(Errc::invalid, "run directory '" + canonical + "' belongs to user " +
+                                   std::to_string(status.st_uid) + ", not to user " +
+                                   std::to_string(::geteuid()) + remedy);
   const mode_t forbidden = request.group_access ? 0002 : 0022;
   if ((status.st_mode & forbidden) != 0)
     return fail(Errc::invalid, "run directory '" + canonical + "' can be written by other users (chmod " +
@@ -63,12 +67,15 @@ Result<LoaderLock> LoaderLock::acquire(const std::string& run_directory, bool gr
     char text[16] = {};
     const ssize_t got = ::pread(fd.get(), text, sizeof text - 1, 0);
     std::string pid;
-    for (ssize_t i = 0; i < got && std::isdigit(static_cast<unsigned char>(text[i])) != 0; ++i) pid += text[i];
+    for (ssize_t i = 0; i < got && std::isdigit(static_cast<unsigned char>(text[i])) != 0; ++i)
+      pid += text[i];
     return fail(Errc::busy, "another loader" + (pid.empty() ? std::string() : " (process " + pid + ")") +
-                                " already serves '" + run_directory + "': stop it, or choose another directory with --run-dir");
+                                " already serves '" + run_directory +
+                                "': stop it, or choose another directory with --run-dir");
   }
   const std::string pid = std::to_string(::getpid()) + "\n";
-  if (::ftruncate(fd.get(), 0) != 0 || ::pwrite(fd.get(), pid.data(), pid.size(), 0) != static_cast<ssize_t>(pid.size()))
+  if (::ftruncate(fd.get(), 0) != 0 ||
+      ::pwrite(fd.get(), pid.data(), pid.size(), 0) != static_cast<ssize_t>(pid.size()))
     return fail(Errc::io, "cannot write '" + path + "' (is the file system full?)", errno);
   return LoaderLock(std::move(fd));
 }

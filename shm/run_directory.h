@@ -9,9 +9,10 @@
 namespace stoker {
 
 struct RunDirectoryRequest {
-  std::string explicit_path;     ///< from the command line or configuration; "" = none
-  std::string xdg_runtime_dir;   ///< value of $XDG_RUNTIME_DIR as the daemon's configuration read it; "" = unset
-  bool group_access = false;     ///< make it 0750 instead of 0700
+  std::string explicit_path;  ///< from the command line or configuration; "" = none
+  std::string
+      xdg_runtime_dir;        ///< value of $XDG_RUNTIME_DIR as the daemon's configuration read it; "" = unset
+  bool group_access = false;  ///< make it 0750 instead of 0700
 };
 
 /// Where the run directory is: the explicit path, else $XDG_RUNTIME_DIR/stoker, else /run/stoker. Does not

@@ -60,8 +60,9 @@ Result<void> check_owner_and_mode(const struct stat& status, const std::string& 
   char mode_text[16];
   std::snprintf(mode_text, sizeof mode_text, "%04o", static_cast<unsigned>(mode));
   if (mode != kOwnerMode && mode != kGroupMode)
-    return fail(Errc::invalid, what + " has mode " + mode_text +
-                                   ", not 0600 or 0660: not used. Remove it (stoker cache drop) and start again");
+    return fail(Errc::invalid,
+                what + " has mode " + mode_text +
+                    ", not 0600 or 0660: not used. Remove it (stoker cache drop) and start again");
   const bool by_group = mode == kGroupMode && in_own_groups(status.st_gid);
   if (status.st_uid != ::geteuid() && !by_group)
     return fail(Errc::invalid, what + " belongs to user " + std::to_string(status.st_uid) + ", not to user " +
@@ -85,18 +86,20 @@ std::uint64_t memory_available() {
 /// A tmpfs may be allowed more than the machine has: populating it would wake the OOM killer, which is no
 /// clean error. So the two limits are asked first.
 Result<void> check_room(int fd, std::uint64_t bytes, const std::string& what) {
-  struct statvfs fs{};
+  struct statvfs fs {};
   if (::fstatvfs(fd, &fs) == 0 && fs.f_blocks != 0) {
     const std::uint64_t room = std::uint64_t{fs.f_bavail} * fs.f_frsize;
     if (room < bytes)
       return fail(Errc::no_memory, what + " needs " + bytes_text(bytes) + ", but /dev/shm has room for " +
-                                       bytes_text(room) + ": lower the memory budget (--ram), remove unused objects "
+                                       bytes_text(room) +
+                                       ": lower the memory budget (--ram), remove unused objects "
                                        "there, or enlarge it (mount -o remount,size=... /dev/shm)");
   }
   const std::uint64_t available = memory_available();
   if (available != 0 && available < bytes)
-    return fail(Errc::no_memory, what + " needs " + bytes_text(bytes) + ", but only " + bytes_text(available) +
-                                     " of memory is available: lower the memory budget (--ram) or stop other programs");
+    return fail(Errc::no_memory,
+                what + " needs " + bytes_text(bytes) + ", but only " + bytes_text(available) +
+                    " of memory is available: lower the memory budget (--ram) or stop other programs");
   return {};
 }
 
@@ -123,7 +126,8 @@ Result<void> populate_range(std::byte* data, std::uint64_t bytes, int fd, const 
     if (error == EINVAL) {  // kernels before 5.14: allocate in the file system instead
       const int status = ::posix_fallocate(fd, 0, static_cast<off_t>(bytes));
       if (status == 0) return {};
-      return fail(Errc::no_memory, what + ": cannot allocate " + bytes_text(bytes) + ": lower the memory budget (--ram)",
+      return fail(Errc::no_memory,
+                  what + ": cannot allocate " + bytes_text(bytes) + ": lower the memory budget (--ram)",
                   status);
     }
     // EFAULT is what a page fault that would have been SIGBUS turns into: the tmpfs is full.
@@ -141,7 +145,7 @@ struct Segment::State {
   bip::shared_memory_object object;  ///< owns the descriptor of a POSIX object
   UniqueFd file;                     ///< or: of a hugetlbfs file
   bip::mapped_region region;
-  std::string what;                  ///< for messages: "shared memory 'x'"
+  std::string what;  ///< for messages: "shared memory 'x'"
   bool group_access = false;
   [[nodiscard]] int fd() const { return file.valid() ? file.get() : object.get_mapping_handle().handle; }
   [[nodiscard]] std::byte* data() const { return static_cast<std::byte*>(region.get_address()); }
@@ -160,11 +164,12 @@ bool Segment::lock_shared() { return ::flock(state_->fd(), LOCK_SH | LOCK_NB) ==
 bool Segment::lock_exclusive() { return ::flock(state_->fd(), LOCK_EX | LOCK_NB) == 0; }
 
 Result<Segment> Segment::map(std::unique_ptr<State> state, bool writable, bool advise_huge) {
-  struct stat status{};
+  struct stat status {};
   if (::fstat(state->fd(), &status) != 0) return fail(Errc::io, state->what + ": fstat failed", errno);
   STOKER_TRY_VOID(check_owner_and_mode(status, state->what));
   state->group_access = (status.st_mode & 07777U) == kGroupMode;
-  if (status.st_size <= 0) return fail(Errc::corrupt, state->what + " is empty (its maker died): start the loader again");
+  if (status.st_size <= 0)
+    return fail(Errc::corrupt, state->what + " is empty (its maker died): start the loader again");
   const auto bytes = static_cast<std::size_t>(status.st_size);
   const bip::mode_t mode = writable ? bip::read_write : bip::read_only;
   const Mappable mappable{state->fd()};
@@ -180,8 +185,8 @@ Result<Segment> Segment::map(std::unique_ptr<State> state, bool writable, bool a
       state->region = bip::mapped_region(mappable, mode, 0, bytes);
     } catch (const bip::interprocess_exception& error) {
       const int code = static_cast<int>(error.get_native_error());
-      return fail(code == ENOMEM ? Errc::no_memory : Errc::io, state->what + ": mapping " + bytes_text(bytes) + " failed",
-                  code);
+      return fail(code == ENOMEM ? Errc::no_memory : Errc::io,
+                  state->what + ": mapping " + bytes_text(bytes) + " failed", code);
     }
   }
   // May succeed and do nothing (shmem_enabled = never): huge_bytes() says what came of it.
@@ -192,10 +197,12 @@ Result<Segment> Segment::map(std::unique_ptr<State> state, bool writable, bool a
 Result<Segment> Segment::create(const Options& options) {
   const bool huge_file = !options.hugetlbfs_path.empty();
   auto state = std::make_unique<State>();
-  state->what = huge_file ? "huge page file '" + options.hugetlbfs_path + "'" : "shared memory '" + options.name + "'";
+  state->what =
+      huge_file ? "huge page file '" + options.hugetlbfs_path + "'" : "shared memory '" + options.name + "'";
   const mode_t mode = options.group_access ? kGroupMode : kOwnerMode;
   if (huge_file) {
-    state->file = UniqueFd(::open(options.hugetlbfs_path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, mode));
+    state->file = UniqueFd(
+        ::open(options.hugetlbfs_path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, mode));
     if (!state->file.valid())
       return fail(errno == EEXIST ? Errc::busy : Errc::io, "cannot create " + state->what, errno);
     ::fchmod(state->file.get(), mode);  // against the umask
@@ -205,15 +212,16 @@ Result<Segment> Segment::create(const Options& options) {
                                                 bip::permissions(mode));
     } catch (const bip::interprocess_exception& error) {
       const int code = static_cast<int>(error.get_native_error());
-      return fail(code == EEXIST ? Errc::busy : Errc::io, "cannot create " + state->what + " (is /dev/shm mounted and writable?)",
-                  code);
+      return fail(code == EEXIST ? Errc::busy : Errc::io,
+                  "cannot create " + state->what + " (is /dev/shm mounted and writable?)", code);
     }
   }
   auto filled = [&]() -> Result<Segment> {
     if (!huge_file) STOKER_TRY_VOID(check_room(state->fd(), options.bytes, state->what));
     // Not shared_memory_object::truncate: it may allocate 4 KiB pages before the advice for huge ones.
     if (::ftruncate(state->fd(), static_cast<off_t>(options.bytes)) != 0)
-      return fail(Errc::no_memory, state->what + ": cannot set its size to " + bytes_text(options.bytes), errno);
+      return fail(Errc::no_memory, state->what + ": cannot set its size to " + bytes_text(options.bytes),
+                  errno);
     STOKER_TRY(Segment segment, map(std::move(state), true, options.advise_huge));
     STOKER_TRY_VOID(segment.populate());
     return segment;
@@ -230,14 +238,16 @@ Result<Segment> Segment::create(const Options& options) {
 Result<Segment> Segment::open(const Options& options, bool writable) {
   const bool huge_file = !options.hugetlbfs_path.empty();
   auto state = std::make_unique<State>();
-  state->what = huge_file ? "huge page file '" + options.hugetlbfs_path + "'" : "shared memory '" + options.name + "'";
+  state->what =
+      huge_file ? "huge page file '" + options.hugetlbfs_path + "'" : "shared memory '" + options.name + "'";
   int error = 0;
   if (huge_file) {
-    state->file = UniqueFd(::open(options.hugetlbfs_path.c_str(), (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NOFOLLOW));
+    state->file = UniqueFd(
+        ::open(options.hugetlbfs_path.c_str(), (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NOFOLLOW));
     if (!state->file.valid()) {
       error = errno;
     } else {
-      struct statfs fs{};
+      struct statfs fs {};
       if (::fstatfs(state->file.get(), &fs) != 0 || static_cast<long>(fs.f_type) != kHugetlbfsMagic)
         return fail(Errc::invalid, state->what + " is not on a hugetlbfs: not used");
     }
@@ -252,7 +262,8 @@ Result<Segment> Segment::open(const Options& options, bool writable) {
   }
   if (error == ENOENT) return fail(Errc::missing, state->what + " does not exist: is the loader running?");
   if (error == EACCES || error == EPERM)
-    return fail(Errc::invalid, state->what + " belongs to another user: run as its owner or in its group", error);
+    return fail(Errc::invalid, state->what + " belongs to another user: run as its owner or in its group",
+                error);
   if (error != 0) return fail(Errc::io, "cannot open " + state->what, error);
   return map(std::move(state), writable, options.advise_huge);
 }

@@ -16,11 +16,11 @@ namespace stoker {
 class Segment {
  public:
   struct Options {
-    std::string name = {};        ///< POSIX object name without the slash; or see hugetlbfs_path
-    std::uint64_t bytes = 0;      ///< multiple of 4096 (of 2 MiB on hugetlbfs)
-    bool group_access = false;    ///< mode 0660 instead of 0600
-    bool advise_huge = false;     ///< map 2 MiB-aligned and ask for transparent huge pages
-    std::string hugetlbfs_path = {};   ///< not empty: the object is this file instead of `name`
+    std::string name = {};            ///< POSIX object name without the slash; or see hugetlbfs_path
+    std::uint64_t bytes = 0;          ///< multiple of 4096 (of 2 MiB on hugetlbfs)
+    bool group_access = false;        ///< mode 0660 instead of 0600
+    bool advise_huge = false;         ///< map 2 MiB-aligned and ask for transparent huge pages
+    std::string hugetlbfs_path = {};  ///< not empty: the object is this file instead of `name`
   };
 
   /// Makes the object exclusively (Errc::busy when the name exists), maps it writable and populates every

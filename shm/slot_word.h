@@ -95,7 +95,8 @@ std::optional<SlotWord> update(SlotControl& slot, Step step) {
     if (!to) return std::nullopt;
     STOKER_CHECK(transition_allowed(from.state, to->state));
     STOKER_CHECK(to->readers == 0 || to->state == SlotState::ready || to->state == SlotState::retiring);
-    if (slot.word.compare_exchange_weak(seen, pack(*to), std::memory_order_acq_rel, std::memory_order_acquire))
+    if (slot.word.compare_exchange_weak(seen, pack(*to), std::memory_order_acq_rel,
+                                        std::memory_order_acquire))
       return to;
   }
 }

@@ -65,7 +65,8 @@ inline void record_use(std::atomic<std::uint64_t>& usage, std::uint32_t step) {
   usage.store(touch(usage.load(std::memory_order_relaxed), step), std::memory_order_relaxed);
 }
 
-static_assert(unpack_usage(pack_usage({2.5F, 7})).frequency == 2.5F && unpack_usage(pack_usage({2.5F, 7})).step == 7);
+static_assert(unpack_usage(pack_usage({2.5F, 7})).frequency == 2.5F &&
+              unpack_usage(pack_usage({2.5F, 7})).step == 7);
 static_assert(unpack_usage(touch(0, 5)).frequency == 1.0F);
 static_assert(score(touch(0, 5), 5) == 1.0F && score(0, 5) == 0.0F);
 

@@ -44,17 +44,19 @@ Result<std::uint64_t> validate(const Segment& segment, const std::string& name, 
   if (magic == 0) return fail(Errc::missing, "weights '" + name + "' are still being read by the loader");
   const std::uint32_t version = header.version;
   if (magic != kWeightsMagic || version != kWeightsVersion)
-    return fail(Errc::layout, "weights '" + name + "' have format version " + std::to_string(version) + " (magic " +
-                                  hex(magic) + "), this program has version " + std::to_string(kWeightsVersion) +
-                                  " (magic " + hex(kWeightsMagic) + "): run loader and worker of the same build");
+    return fail(Errc::layout, "weights '" + name + "' have format version " + std::to_string(version) +
+                                  " (magic " + hex(magic) + "), this program has version " +
+                                  std::to_string(kWeightsVersion) + " (magic " + hex(kWeightsMagic) +
+                                  "): run loader and worker of the same build");
   const std::uint64_t found = header.fingerprint;
   if (found != fingerprint)
-    return fail(Errc::layout, "weights '" + name + "' are of checkpoint " + hex(found) + ", wanted " + hex(fingerprint) +
-                                  ": restart the loader");
+    return fail(Errc::layout, "weights '" + name + "' are of checkpoint " + hex(found) + ", wanted " +
+                                  hex(fingerprint) + ": restart the loader");
   const std::uint64_t bytes = header.image_bytes;
   if (bytes == 0 || bytes > kWeightsBytesMax || kPageBytes + align_up(bytes, kPageBytes) != segment.bytes())
-    return fail(Errc::corrupt, "weights '" + name + "': header says " + std::to_string(bytes) + " bytes, the object has " +
-                                   std::to_string(segment.bytes()) + ": restart the loader");
+    return fail(Errc::corrupt, "weights '" + name + "': header says " + std::to_string(bytes) +
+                                   " bytes, the object has " + std::to_string(segment.bytes()) +
+                                   ": restart the loader");
   return bytes;
 }
 

@@ -13,7 +13,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     if (kind == stoker::AttachKind::reattach && request->index >= stoker::kProcessMax) std::abort();
   }
   if (const auto grant = stoker::parse_attach_reply(message)) {
-    if (grant->index >= stoker::kProcessMax || grant->pool_name.empty() || grant->weights_name.empty()) std::abort();
+    if (grant->index >= stoker::kProcessMax || grant->pool_name.empty() || grant->weights_name.empty())
+      std::abort();
     if (grant->pool_name.find('/') != std::string::npos) std::abort();
   }
   return 0;

@@ -35,7 +35,10 @@ struct Stack {
   std::optional<AttachServer> server;
 
   explicit Stack(const std::string& label)
-      : directory(make_directory()), spec(small_spec(label)), guard(spec.name), pool(take(Pool::create_or_adopt(spec))) {
+      : directory(make_directory()),
+        spec(small_spec(label)),
+        guard(spec.name),
+        pool(take(Pool::create_or_adopt(spec))) {
     start();
   }
   ~Stack() { std::filesystem::remove_all(directory); }
@@ -91,19 +94,33 @@ int worker(const std::string& socket, const std::string& pool_name, const Link& 
   link.say(static_cast<char>('A' + index));
   for (;;) {
     switch (link.hear()) {
-      case 'd': client->detach(); return 0;
-      case 'q': ::_exit(0);
-      case 'c': ::shutdown(client->fd(), SHUT_RDWR); link.say('.'); break;
-      case 'l': link.say(leases.try_lease(ExpertKey{0}) ? '.' : '!'); break;
-      case 'b': client->ring_doorbell(); link.say('.'); break;
-      case '?': link.say(client->alive() ? '1' : '0'); break;
+      case 'd':
+        client->detach();
+        return 0;
+      case 'q':
+        ::_exit(0);
+      case 'c':
+        ::shutdown(client->fd(), SHUT_RDWR);
+        link.say('.');
+        break;
+      case 'l':
+        link.say(leases.try_lease(ExpertKey{0}) ? '.' : '!');
+        break;
+      case 'b':
+        client->ring_doorbell();
+        link.say('.');
+        break;
+      case '?':
+        link.say(client->alive() ? '1' : '0');
+        break;
       case 'r': {
         auto again = AttachClient::reattach(socket, index, kSoon);
         if (again) *client = *std::move(again);
         link.say(again ? static_cast<char>('A' + client->grant().index) : '!');
         break;
       }
-      default: return 98;
+      default:
+        return 98;
     }
   }
 }
@@ -379,7 +396,7 @@ TEST_CASE("other users may not attach") {
     return;
   }
   Stack stack("users");
-  struct stat status{};
+  struct stat status {};
   REQUIRE(::stat(stack.socket().c_str(), &status) == 0);
   CHECK((status.st_mode & 07777U) == 0600U);
   const auto attempt = [&] {
@@ -410,13 +427,12 @@ TEST_CASE("clear errors when there is no loader, or a place it cannot be") {
   std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
   REQUIRE(::bind(stale.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0);
   CHECK(AttachClient::attach(path, kSoon).error().code == Errc::missing);  // a socket nobody listens on
-  stack.start();                                                          // which the next loader replaces
+  stack.start();                                                           // which the next loader replaces
   auto child = start_worker(stack);
   CHECK(stack.event().kind == Kind::attached);
 
-  AttachServerOptions options{.socket_path = stack.directory + "/" + std::string(120, 'x'),
-                              .pool_name = "p",
-                              .weights_name = "w"};
+  AttachServerOptions options{
+      .socket_path = stack.directory + "/" + std::string(120, 'x'), .pool_name = "p", .weights_name = "w"};
   const auto too_long = AttachServer::create(stack.pool, options);
   REQUIRE_FALSE(too_long);
   CHECK(too_long.error().message.find("--run-dir") != std::string::npos);

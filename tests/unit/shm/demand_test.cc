@@ -138,7 +138,7 @@ TEST_CASE("a restarted loader gets exactly the pending demands") {
     CHECK(drain(first).size() == 6);
     REQUIRE(first.grant(kIndex, tickets[1], SlotId{0}, 0));
     REQUIRE(first.fail(kIndex, tickets[4], EIO, "x"));
-  }  // killed here
+  }                                                 // killed here
   tickets.push_back(*port.post(ExpertKey{20}, 0));  // published, never drained
   static_cast<void>(port.publish());
   tickets.push_back(*port.post(ExpertKey{21}, 0));  // pending, but its index comes later
@@ -168,7 +168,8 @@ TEST_CASE("hostile rings, keys, slots and states are survived") {
   DemandIntake intake(f.pool);
   intake.attach(kIndex);
   SECTION("ring indices out of range, and of free entries") {
-    for (unsigned i = 0; i < 8; ++i) process.demand_ring[i].store(static_cast<std::uint16_t>(i % 2 == 0 ? 0xFFFF : i));
+    for (unsigned i = 0; i < 8; ++i)
+      process.demand_ring[i].store(static_cast<std::uint16_t>(i % 2 == 0 ? 0xFFFF : i));
     process.demand_head.store(8);
     CHECK(drain(intake).empty());
   }

@@ -11,7 +11,9 @@ using namespace stoker::test;
 
 namespace {
 
-std::uint16_t readers(const Pool& pool, std::uint32_t slot) { return unpack(pool.slots()[slot].word.load()).readers; }
+std::uint16_t readers(const Pool& pool, std::uint32_t slot) {
+  return unpack(pool.slots()[slot].word.load()).readers;
+}
 
 void retire(Pool& pool, std::uint32_t slot) {
   REQUIRE(update(pool.slots()[slot], [](SlotWord w) -> std::optional<SlotWord> {
@@ -187,7 +189,7 @@ TEST_CASE("reclaim frees demand entries and the process entry, and leaves nonsen
   process.demands[5].state.store(static_cast<std::uint32_t>(DemandState::pending));
   process.demands[6].state.store(77);
   process.demand_head.store(9);
-  pool.slots()[0].word.store(~std::uint64_t{0});                        // impossible state, all readers
+  pool.slots()[0].word.store(~std::uint64_t{0});                         // impossible state, all readers
   pool.slots()[1].word.store(pack({SlotState::filling, 1, 0xFFFF, 1}));  // readers where none can be
   CHECK(reclaim_process(pool, 2) == 0);
   CHECK(process.state.load() == static_cast<std::uint32_t>(ProcessState::free));

@@ -68,7 +68,7 @@ TEST_CASE("a new pool is zeroed, populated, and attachable by name") {
   CHECK(*other.payload(SlotId{3}) == std::byte{0x5A});
   CHECK(*other.payload(SlotId{4}) == std::byte{0});
   // Populated: the object has as many blocks as bytes.
-  struct stat status{};
+  struct stat status {};
   REQUIRE(::stat(("/dev/shm/" + spec.name + ".payload").c_str(), &status) == 0);
   CHECK(status.st_blocks * 512 >= status.st_size);
   CHECK((status.st_mode & 07777U) == 0600U);
@@ -83,7 +83,7 @@ TEST_CASE("the umask does not decide the mode") {
   ::umask(old);
   REQUIRE(pool);
   for (const char* part : {".control", ".payload"}) {
-    struct stat status{};
+    struct stat status {};
     REQUIRE(::stat(("/dev/shm/" + spec.name + part).c_str(), &status) == 0);
     CHECK((status.st_mode & 07777U) == 0660U);
   }
@@ -143,7 +143,7 @@ TEST_CASE("a pool of another spec with a live process is not replaced") {
   CHECK(Pool::create_or_adopt(changed));
 }
 
-TEST_CASE("attach refuses what it cannot trust") {
+TEST_CASE("attach refuses a header it cannot trust") {
   const PoolSpec spec = small_spec("refuse");
   const NameGuard guard(spec.name);
   const auto missing = Pool::attach(spec.name);
@@ -200,6 +200,18 @@ TEST_CASE("attach refuses what it cannot trust") {
     scribble(control, offsetof(PoolHeader, payload_path), 0x0000732F636E652FULL, 8);
     CHECK(attach_code() == Errc::corrupt);
   }
+}
+
+TEST_CASE("attach refuses objects of the wrong size, mode or number") {
+  const PoolSpec spec = small_spec("objects");
+  const NameGuard guard(spec.name);
+  { Pool pool = take(Pool::create_or_adopt(spec)); }
+  const std::string control = spec.name + ".control";
+  const auto attach_code = [&] {
+    const auto pool = Pool::attach(spec.name);
+    REQUIRE_FALSE(pool);
+    return pool.error().code;
+  };
   SECTION("truncated control") {
     REQUIRE(::truncate(("/dev/shm/" + control).c_str(), 4096) == 0);
     CHECK(attach_code() == Errc::corrupt);
@@ -236,9 +248,13 @@ TEST_CASE("a damaged pool is replaced by the loader") {
   { Pool pool = take(Pool::create_or_adopt(spec)); }
   SECTION("other layout") { scribble(spec.name + ".control", offsetof(PoolHeader, layout_hash), 1, 8); }
   SECTION("half built") { scribble(spec.name + ".control", 0, 0, 8); }
-  SECTION("truncated control") { REQUIRE(::truncate(("/dev/shm/" + spec.name + ".control").c_str(), 10) == 0); }
+  SECTION("truncated control") {
+    REQUIRE(::truncate(("/dev/shm/" + spec.name + ".control").c_str(), 10) == 0);
+  }
   SECTION("empty control") { REQUIRE(::truncate(("/dev/shm/" + spec.name + ".control").c_str(), 0) == 0); }
-  SECTION("truncated payload") { REQUIRE(::truncate(("/dev/shm/" + spec.name + ".payload").c_str(), 10) == 0); }
+  SECTION("truncated payload") {
+    REQUIRE(::truncate(("/dev/shm/" + spec.name + ".payload").c_str(), 10) == 0);
+  }
   SECTION("payload gone") { REQUIRE(Segment::remove(spec.name + ".payload")); }
   SECTION("control gone") { REQUIRE(Segment::remove(spec.name + ".control")); }
   Pool pool = take(Pool::create_or_adopt(spec));
@@ -287,7 +303,7 @@ TEST_CASE("another user's pool is neither used nor replaced") {
 }
 
 TEST_CASE("lack of memory is a clean error and leaves nothing behind") {
-  struct statvfs fs{};
+  struct statvfs fs {};
   REQUIRE(::statvfs("/dev/shm", &fs) == 0);
   PoolSpec spec = small_spec("toolarge");
   const NameGuard guard(spec.name);

@@ -36,7 +36,7 @@ TEST_CASE("the directory is made private and its path canonical") {
   for (const bool group : {false, true}) {
     const std::string path = temp.path + (group ? "/g" : "/p");
     CHECK(take(make_run_directory({temp.path + "/./" + (group ? "g" : "p") + "/", "", group})) == path);
-    struct stat status{};
+    struct stat status {};
     REQUIRE(::stat(path.c_str(), &status) == 0);
     CHECK((status.st_mode & 07777U) == (group ? 0750U : 0700U));
   }

@@ -45,7 +45,8 @@ bool refill(Pool& pool, SlotId slot, std::uint32_t key, bool guarded = true) {
   const SlotState state = unpack(control.word.load(std::memory_order_acquire)).state;
   if (!retired && state != SlotState::retiring && state != SlotState::free) return false;
   if (state == SlotState::retiring) {
-    pool.experts()[control.expert.load(std::memory_order_relaxed)].slot.store(kNone, std::memory_order_relaxed);
+    pool.experts()[control.expert.load(std::memory_order_relaxed)].slot.store(kNone,
+                                                                              std::memory_order_relaxed);
     const auto freed = update(control, [&](SlotWord w) -> std::optional<SlotWord> {
       if (w.state != SlotState::retiring || (guarded && w.readers != 0)) return std::nullopt;
       return SlotWord{SlotState::free, w.epoch, 0, w.generation};
@@ -122,11 +123,11 @@ TEST_CASE("the transition table, all of it") {
   using S = SlotState;
   constexpr std::array<std::array<bool, kSlotStates>, kSlotStates> kAllowed = {{
       // to: free  filling ready  retiring quarantined     from:
-      {{false, true, false, false, false}},             // free
-      {{true, false, true, false, true}},               // filling
-      {{false, false, true, true, false}},              // ready
-      {{true, false, false, true, false}},              // retiring
-      {{true, false, false, false, false}},             // quarantined
+      {{false, true, false, false, false}},  // free
+      {{true, false, true, false, true}},    // filling
+      {{false, false, true, true, false}},   // ready
+      {{true, false, false, true, false}},   // retiring
+      {{true, false, false, false, false}},  // quarantined
   }};
   for (unsigned from = 0; from < kSlotStates; ++from)
     for (unsigned to = 0; to < kSlotStates; ++to) {
@@ -136,7 +137,8 @@ TEST_CASE("the transition table, all of it") {
 }
 
 TEST_CASE("a transition that is not in the table aborts") {
-  for (const auto& [from, to] : {std::pair{SlotState::free, SlotState::ready}, {SlotState::ready, SlotState::filling},
+  for (const auto& [from, to] : {std::pair{SlotState::free, SlotState::ready},
+                                 {SlotState::ready, SlotState::filling},
                                  {SlotState::retiring, SlotState::filling}}) {
     Child child([from = from, to = to](const Link&) {
       static_cast<void>(!::freopen("/dev/null", "w", stderr));
