@@ -2,10 +2,9 @@
 #include "gpu-worker/decode.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstring>
 
 #include "gpu-worker/cpu/model.h"
+#include "gpu-worker/cpu/rope.h"
 #include "shm/base/check.h"
 
 namespace stoker {
@@ -16,7 +15,7 @@ Result<StepStats> CpuModel::step(std::span<const Segment> segments, Access acces
   Step step{segments, results, access, &source, observer, {}};
   lay_out_rows(step);
   grow_sequences(step);
-  embed(step);
+  embed();
   STOKER_TRY_VOID(run_layers(step));
   logits(step);
   for (std::size_t s = 0; s < segments.size(); ++s) {
@@ -77,18 +76,11 @@ void CpuModel::grow_sequences(Step& step) {
   }
 }
 
-void CpuModel::embed(const Step& step) {
-  (void)step;
+void CpuModel::embed() {
   const std::size_t half = inv_freq_.size();
   for (std::size_t r = 0; r < rows(); ++r) {
     kernels_.decode_row(weights_.embed, rows_[r].token, x_.data() + r * config_.hidden_size);
-    // Angles in fp32 as transformers has them; their sine and cosine to full precision.
-    float* cos_sin = rope_.data() + r * 2 * half;
-    for (std::size_t i = 0; i < half; ++i) {
-      const float angle = static_cast<float>(rows_[r].position) * inv_freq_[i];
-      cos_sin[i] = static_cast<float>(std::cos(static_cast<double>(angle)));
-      cos_sin[half + i] = static_cast<float>(std::sin(static_cast<double>(angle)));
-    }
+    rope_angles(inv_freq_, rows_[r].position, rope_.data() + r * 2 * half);
   }
 }
 

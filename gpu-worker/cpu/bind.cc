@@ -235,6 +235,9 @@ Result<void> check_config(const ModelConfig& c) {
         return bad("num_attention_heads must be a multiple of num_key_value_heads");
       }
       if (c.rotary_dim % 2 != 0 || c.rotary_dim > c.head_dim) return bad("rotary dimension must be even, <= head_dim");
+    } else if (c.conv_kernel > kConvTapsMax) {
+      return bad("linear_conv_kernel_dim " + std::to_string(c.conv_kernel) + " is more than " +
+                 std::to_string(kConvTapsMax));
     } else if (c.linear_key_heads == 0 || c.linear_value_heads % c.linear_key_heads != 0 ||
                c.linear_key_dim == 0 || c.linear_value_dim == 0 || c.conv_kernel == 0) {
       return bad("linear_num_value_heads must be a multiple of linear_num_key_heads, dimensions not 0");

@@ -1,23 +1,12 @@
 // Gated full attention (model.md 3.6) over an fp32 KV cache.
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "gpu-worker/cpu/model.h"
+#include "gpu-worker/cpu/rope.h"
 
 namespace stoker {
-namespace {
-
-/// Rotates the first rotary dims: pairs (i, i + half), cos | sin of `half` angles each.
-void rotate(float* x, const float* cos_sin, std::size_t half) {
-  for (std::size_t i = 0; i < half; ++i) {
-    const float a = x[i];
-    const float b = x[i + half];
-    x[i] = a * cos_sin[i] - b * cos_sin[half + i];
-    x[i + half] = b * cos_sin[i] + a * cos_sin[half + i];
-  }
-}
-
-}  // namespace
-
 void CpuModel::attention(const Step& step, std::size_t layer) {
   const AttentionWeights& w = weights_.layers[layer].attention;
   const std::size_t hidden = config_.hidden_size;

@@ -1,6 +1,8 @@
 // The gated DeltaNet mixer (model.md 3.4). The recurrence is used for prefill too: it gives the same bits for
 // any chunking, and costs a few percent of the projections.
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "gpu-worker/cpu/model.h"
 
@@ -36,7 +38,6 @@ void CpuModel::convolve(const Step& step, std::size_t layer) {
   const std::size_t history = config_.conv_kernel - 1;
   const std::size_t pieces = (channels + kConvGrain - 1) / kConvGrain;
   pool_->run(step.segments.size() * pieces, 1, [&](std::size_t begin, std::size_t end, unsigned) {
-    constexpr std::size_t kTapsMax = 64;
     for (std::size_t item = begin; item < end; ++item) {
       const std::size_t segment = item / pieces;
       const std::size_t c0 = item % pieces * kConvGrain;
@@ -49,7 +50,7 @@ void CpuModel::convolve(const Step& step, std::size_t layer) {
         return i < history ? state + i * channels : proj_.data() + (first + i - history) * proj_stride + c0;
       };
       for (std::size_t t = 0; t < tokens; ++t) {
-        const float* taps[kTapsMax];
+        const float* taps[kConvTapsMax];
         for (std::size_t j = 0; j <= history; ++j) taps[j] = input(t + j);
         kernels_.conv_silu(taps, w.conv.data() + c0, channels, config_.conv_kernel, count,
                            conv_.data() + (first + t) * channels + c0);

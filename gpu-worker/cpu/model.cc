@@ -2,7 +2,8 @@
 #include "gpu-worker/cpu/model.h"
 
 #include <algorithm>
-#include <cmath>
+
+#include "gpu-worker/cpu/rope.h"
 
 namespace stoker {
 namespace {
@@ -47,17 +48,6 @@ std::vector<std::uint32_t> q_columns(const ModelConfig& c, const Dims& dims) {
   return columns;
 }
 
-/// 1 / theta^(2i / rotary_dim) in fp32 steps as transformers computes it (model.md 3.6).
-std::vector<float> inverse_frequencies(const ModelConfig& c) {
-  std::vector<float> result;
-  for (std::uint32_t i = 0; i < c.rotary_dim / 2; ++i) {
-    const float exponent = static_cast<float>(2 * i) / static_cast<float>(c.rotary_dim);
-    const auto power = static_cast<float>(std::pow(c.rope_theta, static_cast<double>(exponent)));
-    result.push_back(1.0F / power);
-  }
-  return result;
-}
-
 }  // namespace
 
 CpuModel::CpuModel(const ModelConfig& config, const CpuOptions& options, const Clock& clock,
@@ -72,7 +62,7 @@ CpuModel::CpuModel(const ModelConfig& config, const CpuOptions& options, const C
       qkvz_scatter_(qkvz_columns(config_, dims_)),
       ba_scatter_(ba_columns(config_, dims_)),
       q_scatter_(q_columns(config_, dims_)),
-      inv_freq_(inverse_frequencies(config_)) {
+      inv_freq_(inverse_frequencies(config_.rope_theta, config_.rotary_dim)) {
   const std::size_t n = options_.step_tokens;
   const std::size_t hidden = config_.hidden_size;
   const std::size_t k = config_.experts_per_token;

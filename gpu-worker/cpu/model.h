@@ -16,6 +16,9 @@
 
 namespace stoker {
 
+/// Longest causal convolution that the DeltaNet mixer takes; published models have 4 taps.
+inline constexpr std::uint32_t kConvTapsMax = 64;
+
 /// Small vectors (norms, conv taps) are kept as F32; matrices stay where the image has them.
 struct DeltaNetWeights {
   Matrix qkvz, ba, out;
@@ -103,7 +106,7 @@ class CpuModel final : public Model {
   // decode.cc
   void lay_out_rows(Step& step);
   void grow_sequences(Step& step);
-  void embed(const Step& step);
+  void embed();
   Result<void> run_layers(Step& step);
   void logits(Step& step);
   void fail_segment(Step& step, std::uint32_t segment, Error error);

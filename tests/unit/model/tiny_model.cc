@@ -142,11 +142,21 @@ void TinyModel::add(const std::string& name, DType dtype, const std::vector<std:
   tensors_.push_back({name, dtype, shape, plain_bytes(generate(name, mean, amp, count), dtype)});
 }
 
+Encoded TinyModel::store(const std::vector<double>& values, std::uint32_t rows, std::uint32_t cols) const {
+  const std::uint32_t br = config_.scale_block_rows;
+  const std::uint32_t bc = config_.scale_block_cols;
+  if (!options_.dequantised) return encode(values, rows, cols, options_.matrices, br, bc);
+  const Encoded f8 = encode(values, rows, cols, DType::f8_e4m3, br, bc);
+  const std::vector<float> exact = dequantise(f8, rows, cols, DType::f8_e4m3, br, bc);
+  return {plain_bytes({exact.begin(), exact.end()}, DType::f32), {}};
+}
+
 void TinyModel::add_matrix(const std::string& name, std::uint32_t rows, std::uint32_t cols, bool quantised) {
   const double amp = 4.0 / std::sqrt(static_cast<double>(cols));
   const DType dtype = quantised ? options_.matrices : options_.others;
   const auto values = generate(name, 0, amp, std::size_t{rows} * cols);
-  Encoded e = encode(values, rows, cols, dtype, config_.scale_block_rows, config_.scale_block_cols);
+  Encoded e = quantised ? store(values, rows, cols)
+                        : encode(values, rows, cols, dtype, config_.scale_block_rows, config_.scale_block_cols);
   tensors_.push_back({name, dtype, {rows, cols}, std::move(e.data)});
   if (dtype != DType::f8_e4m3) return;
   const std::vector<double> scales(e.scales.begin(), e.scales.end());
@@ -199,8 +209,8 @@ void TinyModel::add_experts(std::size_t layer) {
     const auto part = [&](const char* which, std::uint32_t rows, std::uint32_t cols) {
       const std::string name = "model.layers." + std::to_string(layer) + ".mlp.experts." + std::to_string(e) +
                                "." + which + "_proj.weight";
-      const Encoded m = encode(generate(name, 0, 4.0 / std::sqrt(static_cast<double>(cols)), std::size_t{rows} * cols), rows,
-                               cols, options_.matrices, config_.scale_block_rows, config_.scale_block_cols);
+      const double amp = 4.0 / std::sqrt(static_cast<double>(cols));
+      const Encoded m = store(generate(name, 0, amp, std::size_t{rows} * cols), rows, cols);
       const std::size_t at = expert.bytes.size();
       expert.bytes.insert(expert.bytes.end(), m.data.begin(), m.data.end());
       expert.bytes.push_back(std::byte{0x7F});

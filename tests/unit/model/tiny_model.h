@@ -34,6 +34,8 @@ struct TinyOptions {
   DType matrices = DType::f32;   ///< mixers, shared and routed experts
   DType others = DType::f32;     ///< norms, router, embedding, ...
   DType scale_dtype = DType::bf16;
+  /// Matrices are quantised to FP8 and stored dequantised, as F32: the exact twin of an FP8 model.
+  bool dequantised = false;
 };
 
 struct TinyExpert {
@@ -66,6 +68,7 @@ class TinyModel {
     std::vector<std::byte> data;
   };
   void add(const std::string& name, DType dtype, const std::vector<std::uint64_t>& shape, double mean, double amp);
+  [[nodiscard]] Encoded store(const std::vector<double>& values, std::uint32_t rows, std::uint32_t cols) const;
   void add_matrix(const std::string& name, std::uint32_t rows, std::uint32_t cols, bool quantised);
   void add_layer(std::size_t layer);
   void add_experts(std::size_t layer);
