@@ -112,14 +112,17 @@ inline constexpr std::size_t kRigMemoryBytes = 64 << 20;
 /// Longer than any test may take; ctest's own limit ends a test that really waits so long.
 inline constexpr Duration kForever = std::chrono::minutes(10);
 
+/// The content of every rig's file.
+inline const std::vector<std::byte>& rig_content() {
+  static const std::vector<std::byte> content = pattern(kRigFileBytes, 7);
+  return content;
+}
+
 template <class Kind>
 class Rig {
  public:
   explicit Rig(std::size_t depth = 32, bool registered = true)
-      : content(pattern(kRigFileBytes, 7)),
-        file(content),
-        memory(kRigMemoryBytes),
-        doorbell(::eventfd(0, EFD_CLOEXEC)) {
+      : content(rig_content()), file(content), memory(kRigMemoryBytes), doorbell(::eventfd(0, EFD_CLOEXEC)) {
     auto opened = open_files({file.path()});
     STOKER_CHECK(opened.has_value());
     files = std::move(*opened);
@@ -171,7 +174,7 @@ class Rig {
     STOKER_CHECK(::write(doorbell.get(), &one, sizeof one) == sizeof one);
   }
 
-  std::vector<std::byte> content;
+  const std::vector<std::byte>& content;
   TempFile file;
   SharedMemory memory;
   UniqueFd doorbell;
