@@ -46,10 +46,19 @@ std::uint64_t meminfo(const std::string& key) {
   return 0;
 }
 
-/// The chosen word of "always [madvise] never".
-std::string bracketed(const std::string& text) {
-  const auto open = text.find('['), close = text.find(']');
-  return open == std::string::npos || close == std::string::npos ? text : text.substr(open + 1, close - open - 1);
+/// The huge= option of the tmpfs on /dev/shm, "never" when there is none: it decides for shared memory made
+/// with shm_open, unless shmem_enabled says deny or force.
+std::string shm_huge_option() {
+  const std::string enabled = first_line("/sys/kernel/mm/transparent_hugepage/shmem_enabled");
+  if (enabled.find("[deny]") != std::string::npos) return "never";
+  if (enabled.find("[force]") != std::string::npos) return "force";
+  std::ifstream mounts("/proc/mounts");
+  std::string device, where, type, options, rest, huge = "never";
+  while (mounts >> device >> where >> type >> options && std::getline(mounts, rest)) {
+    const auto at = options.find("huge=");
+    if (where == "/dev/shm" && at != std::string::npos) huge = options.substr(at + 5, options.find(',', at) - at - 5);
+  }
+  return huge;
 }
 
 }  // namespace
@@ -98,12 +107,11 @@ void check_memory(Checks& checks) {
                     enough ? "" : "ulimit -l unlimited, or LimitMEMLOCK=infinity in the unit: without it io_uring "
                                   "cannot register the pool and reads a little slower"});
   const std::uint64_t huge = meminfo("HugePages_Total") * meminfo("Hugepagesize");
-  const std::string shmem = bracketed(first_line("/sys/kernel/mm/transparent_hugepage/shmem_enabled"));
-  const bool pages = huge > 0 || shmem == "always" || shmem == "advise" || shmem == "within_size" || shmem == "force";
+  const std::string transparent = shm_huge_option();
+  const bool pages = huge > 0 || transparent != "never";
   checks.push_back({pages ? Level::ok : Level::warn, "Memory", "huge pages",
-                    format_bytes(huge) + " reserved, transparent for shared memory: " + (shmem.empty() ? "none" : shmem),
-                    pages ? "" : "echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled (reads and memory "
-                                 "bandwidth gain about half)"});
+                    format_bytes(huge) + " reserved, transparent on /dev/shm: " + transparent,
+                    pages ? "" : "mount -o remount,huge=advise /dev/shm (reads and memory bandwidth gain up to half)"});
 }
 
 void check_io_uring(Checks& checks) {
