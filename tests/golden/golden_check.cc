@@ -1,0 +1,55 @@
+#include "tests/golden/golden_check.h"
+
+#include <algorithm>
+#include <catch2/catch.hpp>
+#include <cstdio>
+
+namespace stoker::golden {
+
+std::unique_ptr<GoldenRun> open_golden(const std::string& name) {
+  auto run = GoldenRun::make(STOKER_GOLDEN_DATA, name);
+  if (!run) FAIL(run.error().text());
+  return std::move(*run);
+}
+
+std::unique_ptr<Model> open_model(const GoldenRun& run, Simd simd) {
+  auto model = run.load_model(simd);
+  if (!model) FAIL(model.error().text());
+  return std::move(*model);
+}
+
+std::vector<float> logits_of(Model& model, MemorySource& source, const Feed& feed) {
+  auto logits = run(model, source, std::span(&feed, 1));
+  if (!logits) FAIL(logits.error().text());
+  REQUIRE(source.leased() == 0);
+  return std::move(logits->front());
+}
+
+void check_golden(const std::string& name) {
+  const auto opened = open_golden(name);
+  const Golden& golden = opened->golden();
+  const auto model = open_model(*opened, Simd::automatic);
+  double worst = 0;
+  for (const Case& item : golden.cases) {
+    for (const auto& split : item.splits) {
+      CAPTURE(name, item.name, split);
+      const auto logits = logits_of(*model, opened->source(), {item.tokens, split});
+      REQUIRE(logits.size() == item.tokens.size() * golden.config.vocab_size);
+      const Difference difference = compare(golden, item, logits);
+      CAPTURE(difference.position);
+      CHECK(difference.relative < kLogitsTolerance);
+      CHECK(difference.argmax == "");
+      worst = std::max(worst, difference.relative);
+    }
+    if (item.greedy.empty()) continue;
+    CAPTURE(name, item.name);
+    const auto tokens =
+        greedy(*model, opened->source(), std::span(item.tokens).first(item.prompt), item.greedy.size());
+    if (!tokens) FAIL(tokens.error().text());
+    CHECK(*tokens == item.greedy);
+  }
+  std::printf("%-14s %2zu cases, worst relative difference %.1e (%s)\n", name.c_str(), golden.cases.size(),
+              worst, model->describe().c_str());
+}
+
+}  // namespace stoker::golden

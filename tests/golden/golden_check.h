@@ -1,0 +1,22 @@
+// What the golden tests share: fixtures that fail the Catch2 test with the error's text.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "tests/golden/golden_runner.h"
+
+namespace stoker::golden {
+
+/// Invariant 1 of design.md 9: of the largest |logit| of a position.
+inline constexpr double kLogitsTolerance = 1e-3;
+
+std::unique_ptr<GoldenRun> open_golden(const std::string& name);
+std::unique_ptr<Model> open_model(const GoldenRun& run, Simd simd = Simd::automatic);
+/// Logits [tokens, vocab] of one feed.
+std::vector<float> logits_of(Model& model, MemorySource& source, const Feed& feed);
+/// Every case of a golden, in every way of feeding it that the manifest lists; prints the worst difference.
+void check_golden(const std::string& name);
+
+}  // namespace stoker::golden
