@@ -62,7 +62,7 @@ def raw_bandwidth(args):
 
 
 def counters(status):
-    return status["pool"]["counters"]
+    return {k: v for k, v in status["loader"].items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
 
 
 def decode(args, fraction, ids, work, config):
@@ -92,7 +92,7 @@ def decode(args, fraction, ids, work, config):
                 "seconds": seconds + stats["prefill_seconds"], "stall_share": stats["stall_seconds"] /
                 (seconds + stats["prefill_seconds"]), "hit": 1 - stats["experts_disk"] / uses, "peak": peak,
                 "hints_issued": delta.get("hints_issued", 0), "hints_wasted": delta.get("hints_wasted", 0),
-                "budget": after["pool"]["bytes"] + after["weights_bytes"] if "weights_bytes" in after else 0}
+                "budget": after["pool"]["bytes"] + after["memory"]["weights_bytes"]}
     finally:
         stack.stop()
 

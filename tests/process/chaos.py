@@ -39,14 +39,14 @@ def check_idle(stack, when):
     while True:
         status = stack.status()
         expect(status is not None, f"no status {when}\n{stack.log_tail()}")
-        slots = status["pool"]["slots"]
-        states = {k: slots[k] for k in ("free", "filling", "ready", "retiring", "quarantined")}
-        settled = slots["leased"] == 0 and states["filling"] == 0 and states["retiring"] == 0
-        if settled and states["quarantined"] == 0 and status["sequences"]["active"] == 0:
+        pool, requests = status["pool"], status["requests"]
+        states = {k: pool[k] for k in ("free", "filling", "ready", "retiring", "quarantined")}
+        active = requests["queued"] + requests["prefilling"] + requests["decoding"]
+        if pool["leased"] + states["filling"] + states["retiring"] + states["quarantined"] + active == 0:
             break
-        expect(time.monotonic() < end, f"the pool did not settle {when}: {slots}, {status['sequences']}\n{stack.log_tail()}")
+        expect(time.monotonic() < end, f"the pool did not settle {when}: {pool}, {requests}\n{stack.log_tail()}")
         time.sleep(0.02)
-    expect(sum(states.values()) == slots["total"], f"slots do not add up {when}: {slots}")
+    expect(sum(states.values()) == pool["slots"], f"slots do not add up {when}: {pool}")
 
 
 def one_round(stack, rng, prompts, expected, duration):

@@ -23,7 +23,7 @@ def generate(stack, prompt, out, kill_predictor=False, beside=0):
     client = stack.client(*args, "--logits-out", out)
     if kill_predictor:
         end = time.monotonic() + 60
-        while time.monotonic() < end and (stack.status() or {}).get("requests", {}).get("generated_tokens", 0) < 20:
+        while time.monotonic() < end and stack.status()["tokens"]["generated"] < 20:
             pass
         stack.kill("predictor")
     for other in others:
