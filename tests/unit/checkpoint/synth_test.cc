@@ -10,6 +10,7 @@
 #include "checkpoint/synth_layout.h"
 #include "checkpoint/synth_routing.h"
 #include "checkpoint/synth_values.h"
+#include "tests/unit/checkpoint/routing_rates.h"
 #include "tests/unit/checkpoint/scratch.h"
 
 using namespace stoker;
@@ -209,4 +210,37 @@ TEST_CASE("tokenizer and template are copied, progress ends at the total", "[syn
   CHECK(slurp(dir / "m/chat_template.jinja") == "{{ x }}");
   const std::string ids = slurp(dir / "m/routing_tokens.txt");
   CHECK(std::count(ids.begin(), ids.end(), '\n') == 50);
+}
+
+TEST_CASE("the planted walk has the calibrated cache hit rates", "[synth]") {
+  SynthSpec spec = *synth_preset("bench");
+  spec.config.hidden_size = 256;  // the distribution of the logits does not depend on it
+  const auto rates = test::measure_routing(spec, 2, 3000, {64, 128});
+  INFO("LRU-64 " << rates.lru.at(64) << ", LRU-128 " << rates.lru.at(128) << ", overlap " << rates.overlap
+                 << ", top quarter " << rates.top_quarter);
+  CHECK(rates.lru.at(64) == Approx(0.67).margin(0.03));
+  CHECK(rates.lru.at(128) == Approx(0.81).margin(0.03));
+  CHECK(rates.overlap == Approx(0.42).margin(0.06));
+  CHECK(rates.top_quarter == Approx(0.65).margin(0.07));
+
+  // What it is there for: the same routers without planted directions.
+  spec.routing.common = spec.routing.topic = spec.routing.subtopic = 0;
+  const auto random = test::measure_routing(spec, 1, 1000, {64, 128});
+  CHECK(random.lru.at(128) < 0.3);
+}
+
+TEST_CASE("the walk stays in its vocabulary and in its subtopics", "[synth]") {
+  SynthSpec spec = *synth_preset("bench");
+  for (std::uint32_t vocab : {151'669U, 2'000U, 40U, 1U}) {
+    spec.routing_vocab = vocab;
+    const RoutingModel model(spec);
+    const auto ids = model.walk(4000);
+    REQUIRE(ids.size() == 4000);
+    CHECK(*std::max_element(ids.begin(), ids.end()) < vocab);
+    if (vocab < 10'000) continue;
+    std::size_t stays = 0;
+    for (std::size_t i = 1; i < ids.size(); ++i)
+      stays += model.subtopic(ids[i]) == model.subtopic(ids[i - 1]);
+    CHECK(static_cast<double>(stays) / 4000 == Approx(1 - 1 / 3.0 - 1 / 70.0).margin(0.05));
+  }
 }
