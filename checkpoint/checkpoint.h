@@ -105,8 +105,8 @@ struct WeightsPlan {
     std::uint64_t image_offset = 0;  ///< bytes from the start of the image
     bool widen_bf16 = false;         ///< BF16 -> F32 while copying (then 2x bytes land)
   };
-  std::string header;                ///< length field + JSON
-  std::vector<Copy> copies;          ///< sorted by file, offset
+  std::string header;        ///< length field + JSON
+  std::vector<Copy> copies;  ///< sorted by file, offset
   /// Literal tables made by the plan itself (expert_parts), as (image offset, bytes).
   std::vector<std::pair<std::uint64_t, std::string>> literals;
   std::uint64_t image_bytes = 0;

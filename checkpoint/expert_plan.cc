@@ -92,7 +92,8 @@ std::pair<const Extent*, std::size_t> ExpertPlan::extents(ExpertKey key) const {
   return {extents_.data() + begin, end - begin};
 }
 
-ExpertPlan ExpertPlan::from_extents(std::uint32_t layers, std::uint64_t slot_bytes, std::uint64_t expert_bytes,
+ExpertPlan ExpertPlan::from_extents(std::uint32_t layers, std::uint64_t slot_bytes,
+                                    std::uint64_t expert_bytes,
                                     const std::vector<std::vector<Extent>>& extents,
                                     const std::vector<ExpertParts>& parts) {
   ExpertPlan plan;

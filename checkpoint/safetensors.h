@@ -16,13 +16,18 @@ enum class DType : std::uint8_t { f8_e4m3, bf16, f16, f32, i32, i64, u8, other }
 constexpr std::uint32_t dtype_bytes(DType t) {
   switch (t) {
     case DType::f8_e4m3:
-    case DType::u8: return 1;
+    case DType::u8:
+      return 1;
     case DType::bf16:
-    case DType::f16: return 2;
+    case DType::f16:
+      return 2;
     case DType::f32:
-    case DType::i32: return 4;
-    case DType::i64: return 8;
-    case DType::other: return 0;
+    case DType::i32:
+      return 4;
+    case DType::i64:
+      return 8;
+    case DType::other:
+      return 0;
   }
   return 0;
 }

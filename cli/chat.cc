@@ -98,7 +98,8 @@ void Chat::set(const std::string& key, const std::string& value) {
 
 void Chat::save(const std::string& path) {
   std::ofstream file(path);
-  file << ordered_json{{"messages", messages_}}.dump(2, ' ', false, ordered_json::error_handler_t::replace) << "\n";
+  file << ordered_json{{"messages", messages_}}.dump(2, ' ', false, ordered_json::error_handler_t::replace)
+       << "\n";
   file.close();
   say(file ? "saved " + path : "cannot write " + path + ": " + std::strerror(errno));
 }
@@ -136,10 +137,13 @@ Chat::Next Chat::command(const std::string& line) {
       wire::GenerateRequest now;
       options_.sampling.apply_to(now);
       const wire::Sampling& s = now.sampling();
-      const auto show = [](bool has, auto value) { return has ? std::to_string(value) : std::string("default"); };
-      say("temperature " + show(s.has_temperature(), s.temperature()) + ", top_k " + show(s.has_top_k(), s.top_k()) +
-          ", top_p " + show(s.has_top_p(), s.top_p()) + ", min_p " + show(s.has_min_p(), s.min_p()) +
-          ", repetition_penalty " + show(s.has_repetition_penalty(), s.repetition_penalty()) + ", seed " +
+      const auto show = [](bool has, auto value) {
+        return has ? std::to_string(value) : std::string("default");
+      };
+      say("temperature " + show(s.has_temperature(), s.temperature()) + ", top_k " +
+          show(s.has_top_k(), s.top_k()) + ", top_p " + show(s.has_top_p(), s.top_p()) + ", min_p " +
+          show(s.has_min_p(), s.min_p()) + ", repetition_penalty " +
+          show(s.has_repetition_penalty(), s.repetition_penalty()) + ", seed " +
           show(s.has_seed(), s.seed()) + ", max_tokens " + show(now.max_tokens() > 0, now.max_tokens()));
     } else {
       set(rest.substr(0, gap), rest.substr(gap + 1));
@@ -151,7 +155,8 @@ Chat::Next Chat::command(const std::string& line) {
   } else if (verb == "/load" && !rest.empty()) {
     load(rest);
   } else {
-    say(verb + (verb == "/save" || verb == "/load" ? " needs a file name" : " is not a command") + "; see /help");
+    say(verb + (verb == "/save" || verb == "/load" ? " needs a file name" : " is not a command") +
+        "; see /help");
   }
   return Next::go_on;
 }
@@ -244,9 +249,10 @@ int chat(ChatOptions options, Context& context) {
   auto session = Session::open(context, *interrupts, options.session);
   if (!session) return report(session.error());
   if (!has_chat_template(session->model_dir())) {
-    return report(kModel, "chat", session->model_dir() +
-                                      " has no chat template (chat_template.jinja, or the key in tokenizer_config.json). "
-                                      "Use `stoker run --raw` for plain text");
+    return report(kModel, "chat",
+                  session->model_dir() +
+                      " has no chat template (chat_template.jinja, or the key in tokenizer_config.json). "
+                      "Use `stoker run --raw` for plain text");
   }
   const bool interactive = context.terminal.stdin_is_tty() && context.terminal.stderr_is_tty();
   LineReader reader(*interrupts, interactive, interactive ? history_path() : "");
@@ -265,7 +271,8 @@ void add_chat(CLI::App& app, Action& action) {
   verb->add_option("-s,--system", options->system, "System message");
   add_sampling_options(*verb, options->sampling);
   add_session_options(*verb, options->session);
-  verb->callback([options, &action] { action = [options](Context& context) { return chat(*options, context); }; });
+  verb->callback(
+      [options, &action] { action = [options](Context& context) { return chat(*options, context); }; });
 }
 
 }  // namespace stoker::cli

@@ -77,8 +77,9 @@ Result<Client> Client::connect(const std::string& run_dir, const Clock& clock) {
   const std::string path = worker_socket(run_dir);
   auto pid = listener_pid(path);
   if (!pid && pid.error().code == Errc::peer_gone) {
-    return fail(Errc::peer_gone, pid.error().text() + ". Start a stack with `stoker serve MODEL_DIR`, or name the "
-                                                      "run directory of a running one with --run-dir");
+    return fail(Errc::peer_gone, pid.error().text() +
+                                     ". Start a stack with `stoker serve MODEL_DIR`, or name the "
+                                     "run directory of a running one with --run-dir");
   }
   if (!pid) return tl::unexpected<Error>(std::move(pid).error());
   STOKER_TRY(ZmqContext context, ZmqContext::make());
@@ -110,7 +111,8 @@ Result<std::optional<wire::ServerMessage>> Client::take() {
   if (!parts || parts->empty()) return std::nullopt;
   auto message = decode_server(parts->back());
   if (!message) {
-    return fail(std::move(message).error(), "the worker's message cannot be read (are CLI and worker of one version?)");
+    return fail(std::move(message).error(),
+                "the worker's message cannot be read (are CLI and worker of one version?)");
   }
   return *std::move(message);
 }

@@ -24,7 +24,8 @@ int config_show(bool json, Context& context) {
     const std::string text = value_text(*settings_now, setting);
     auto value = nlohmann::ordered_json::parse(text, nullptr, false);  // numbers, booleans and quoted strings
     if (value.is_discarded()) value = text;
-    out[key] = {{"value", value}, {"origin", origin == settings_now->origins.end() ? "default" : origin->second}};
+    out[key] = {{"value", value},
+                {"origin", origin == settings_now->origins.end() ? "default" : origin->second}};
   }
   return context.terminal.write_answer(out.dump(2) + "\n") ? kOk : kFailure;
 }

@@ -12,9 +12,12 @@ namespace {
 
 const char* level_name(Check::Level level) {
   switch (level) {
-    case Check::Level::ok: return "OK";
-    case Check::Level::warn: return "WARN";
-    case Check::Level::fail: return "FAIL";
+    case Check::Level::ok:
+      return "OK";
+    case Check::Level::warn:
+      return "WARN";
+    case Check::Level::fail:
+      return "FAIL";
   }
   return "?";
 }
@@ -67,12 +70,14 @@ int doctor(const std::string& model_argument, bool json, Context& context) {
 }  // namespace
 
 void add_doctor(CLI::App& app, Action& action) {
-  CLI::App* verb = app.add_subcommand("doctor", "Check machine, model and services; exit code 1 when something fails");
+  CLI::App* verb =
+      app.add_subcommand("doctor", "Check machine, model and services; exit code 1 when something fails");
   auto model = std::make_shared<std::string>();
   auto json = std::make_shared<bool>(false);
   verb->add_option("MODEL_DIR", *model, "Checkpoint directory to check as well");
   verb->add_flag("--json", *json, "Print JSON");
-  verb->callback([model, json, &action] { action = [model, json](Context& c) { return doctor(*model, *json, c); }; });
+  verb->callback(
+      [model, json, &action] { action = [model, json](Context& c) { return doctor(*model, *json, c); }; });
 }
 
 }  // namespace stoker::cli

@@ -56,7 +56,8 @@ std::string shm_huge_option() {
   std::string device, where, type, options, rest, huge = "never";
   while (mounts >> device >> where >> type >> options && std::getline(mounts, rest)) {
     const auto at = options.find("huge=");
-    if (where == "/dev/shm" && at != std::string::npos) huge = options.substr(at + 5, options.find(',', at) - at - 5);
+    if (where == "/dev/shm" && at != std::string::npos)
+      huge = options.substr(at + 5, options.find(',', at) - at - 5);
   }
   return huge;
 }
@@ -69,16 +70,21 @@ void check_system(Checks& checks) {
   int major = 0, minor = 0;
   std::sscanf(name.release, "%d.%d", &major, &minor);
   const bool recent = major > 5 || (major == 5 && minor >= 10);
-  checks.push_back({recent ? Level::ok : Level::fail, "System", "kernel", std::string(name.sysname) + " " + name.release,
+  checks.push_back({recent ? Level::ok : Level::fail, "System", "kernel",
+                    std::string(name.sysname) + " " + name.release,
                     recent ? "" : "install Linux 5.10 or newer (6.1 is what Debian 12 has)"});
   cpu_set_t set;
   CPU_ZERO(&set);
   ::sched_getaffinity(0, sizeof set, &set);
-  checks.push_back({Level::ok, "System", "CPUs", std::to_string(CPU_COUNT(&set)) + " usable, " + name.machine, ""});
+  checks.push_back(
+      {Level::ok, "System", "CPUs", std::to_string(CPU_COUNT(&set)) + " usable, " + name.machine, ""});
 #if defined(__x86_64__)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw");
-  checks.push_back({avx2 ? Level::ok : Level::warn, "System", "SIMD", avx512 ? "AVX-512" : avx2 ? "AVX2" : "scalar only",
+  checks.push_back({avx2 ? Level::ok : Level::warn, "System", "SIMD",
+                    avx512 ? "AVX-512"
+                    : avx2 ? "AVX2"
+                           : "scalar only",
                     avx2 ? "" : "none for this CPU; in a virtual machine pass the host's CPU flags through"});
 #endif
 }
@@ -90,7 +96,8 @@ void check_memory(Checks& checks) {
                     available > total / 4 ? "" : "end other programs, or give a smaller --ram"});
   struct statvfs shm {};
   if (::statvfs("/dev/shm", &shm) != 0) {
-    checks.push_back({Level::fail, "Memory", "/dev/shm", std::strerror(errno), "mount -t tmpfs tmpfs /dev/shm"});
+    checks.push_back(
+        {Level::fail, "Memory", "/dev/shm", std::strerror(errno), "mount -t tmpfs tmpfs /dev/shm"});
   } else {
     const std::uint64_t size = shm.f_blocks * shm.f_frsize, free = shm.f_bavail * shm.f_frsize;
     const bool roomy = size >= total / 3;
@@ -104,14 +111,16 @@ void check_memory(Checks& checks) {
   const bool enough = unlimited || lock.rlim_cur >= total / 2;
   checks.push_back({enough ? Level::ok : Level::warn, "Memory", "memlock limit",
                     unlimited ? "unlimited" : format_bytes(lock.rlim_cur),
-                    enough ? "" : "ulimit -l unlimited, or LimitMEMLOCK=infinity in the unit: without it io_uring "
-                                  "cannot register the pool and reads a little slower"});
+                    enough ? ""
+                           : "ulimit -l unlimited, or LimitMEMLOCK=infinity in the unit: without it io_uring "
+                             "cannot register the pool and reads a little slower"});
   const std::uint64_t huge = meminfo("HugePages_Total") * meminfo("Hugepagesize");
   const std::string transparent = shm_huge_option();
   const bool pages = huge > 0 || transparent != "never";
-  checks.push_back({pages ? Level::ok : Level::warn, "Memory", "huge pages",
-                    format_bytes(huge) + " reserved, transparent on /dev/shm: " + transparent,
-                    pages ? "" : "mount -o remount,huge=advise /dev/shm (reads and memory bandwidth gain up to half)"});
+  checks.push_back(
+      {pages ? Level::ok : Level::warn, "Memory", "huge pages",
+       format_bytes(huge) + " reserved, transparent on /dev/shm: " + transparent,
+       pages ? "" : "mount -o remount,huge=advise /dev/shm (reads and memory bandwidth gain up to half)"});
 }
 
 void check_io_uring(Checks& checks) {
@@ -131,8 +140,9 @@ void check_io_uring(Checks& checks) {
                       : error == EPERM  ? "forbidden by sysctl or seccomp (containers do that)"
                       : error == ENOMEM ? "the memlock limit is too low"
                                         : std::strerror(error);
-  checks.push_back({Level::warn, "io_uring", "ring", cause,
-                    "allow io_uring_setup, io_uring_enter and io_uring_register; meanwhile the loader uses pread"});
+  checks.push_back(
+      {Level::warn, "io_uring", "ring", cause,
+       "allow io_uring_setup, io_uring_enter and io_uring_register; meanwhile the loader uses pread"});
 }
 
 void check_gpu(Checks& checks) {
@@ -144,13 +154,16 @@ void check_gpu(Checks& checks) {
     const auto init = reinterpret_cast<int (*)(unsigned)>(::dlsym(cuda, "cuInit"));
     const auto count = reinterpret_cast<int (*)(int*)>(::dlsym(cuda, "cuDeviceGetCount"));
     int n = 0;
-    if (init != nullptr && count != nullptr && init(0) == 0 && count(&n) == 0) devices = std::to_string(n) + " device(s), ";
+    if (init != nullptr && count != nullptr && init(0) == 0 && count(&n) == 0)
+      devices = std::to_string(n) + " device(s), ";
   }
   const bool driver = cuda != nullptr || nvml != nullptr;
-  const std::string value = driver ? devices + "NVIDIA driver " + first_line("/sys/module/nvidia/version") + " found"
-                                   : "no NVIDIA driver (libcuda.so.1, libnvidia-ml.so.1)";
+  const std::string value =
+      driver ? devices + "NVIDIA driver " + first_line("/sys/module/nvidia/version") + " found"
+             : "no NVIDIA driver (libcuda.so.1, libnvidia-ml.so.1)";
   checks.push_back({Level::ok, "GPU", "driver", value, ""});
-  checks.push_back({Level::ok, "GPU", "backend", "this version computes on the CPU; it has no CUDA backend", ""});
+  checks.push_back(
+      {Level::ok, "GPU", "backend", "this version computes on the CPU; it has no CUDA backend", ""});
   if (nvml != nullptr) ::dlclose(nvml);
   if (cuda != nullptr) ::dlclose(cuda);
 }

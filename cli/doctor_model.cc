@@ -29,9 +29,9 @@ using Level = Check::Level;
 
 std::string file_system_name(long type) {
   static const std::map<long, std::string> kNames = {
-      {EXT4_SUPER_MAGIC, "ext4"},      {XFS_SUPER_MAGIC, "xfs"},     {BTRFS_SUPER_MAGIC, "btrfs"},
-      {TMPFS_MAGIC, "tmpfs"},          {NFS_SUPER_MAGIC, "nfs"},     {OVERLAYFS_SUPER_MAGIC, "overlay"},
-      {F2FS_SUPER_MAGIC, "f2fs"},      {0x2FC12FC1, "zfs"},          {0x65735546, "fuse"}};
+      {EXT4_SUPER_MAGIC, "ext4"}, {XFS_SUPER_MAGIC, "xfs"}, {BTRFS_SUPER_MAGIC, "btrfs"},
+      {TMPFS_MAGIC, "tmpfs"},     {NFS_SUPER_MAGIC, "nfs"}, {OVERLAYFS_SUPER_MAGIC, "overlay"},
+      {F2FS_SUPER_MAGIC, "f2fs"}, {0x2FC12FC1, "zfs"},      {0x65735546, "fuse"}};
   const auto found = kNames.find(type);
   return found == kNames.end() ? "file system of type " + std::to_string(type) : found->second;
 }
@@ -65,9 +65,10 @@ void check_direct(Checks& checks, const std::string& shard) {
   const UniqueFd file(::open(shard.c_str(), O_RDONLY | O_DIRECT | O_CLOEXEC));
   alignas(4096) char block[4096];
   const bool direct = file.valid() && ::pread(file.get(), block, sizeof block, 0) > 0;
-  checks.push_back({direct ? Level::ok : Level::warn, "Storage", "O_DIRECT",
-                    direct ? "works" : std::string("refused: ") + std::strerror(errno),
-                    direct ? "" : "put the model on ext4 or xfs; until then reads go through the page cache"});
+  checks.push_back(
+      {direct ? Level::ok : Level::warn, "Storage", "O_DIRECT",
+       direct ? "works" : std::string("refused: ") + std::strerror(errno),
+       direct ? "" : "put the model on ext4 or xfs; until then reads go through the page cache"});
 }
 
 }  // namespace
@@ -96,7 +97,8 @@ void check_storage(Checks& checks, const std::string& model_dir) {
 void check_model(Checks& checks, const std::string& model_dir) {
   if (model_dir.empty()) return;
   const auto failed = [&](const char* name, const Error& error) {
-    checks.push_back({Level::fail, "Model", name, error.text(), "run `stoker verify " + model_dir + "`, or download it again"});
+    checks.push_back({Level::fail, "Model", name, error.text(),
+                      "run `stoker verify " + model_dir + "`, or download it again"});
   };
   const auto checkpoint = Checkpoint::open(model_dir);
   if (!checkpoint) {
@@ -112,8 +114,9 @@ void check_model(Checks& checks, const std::string& model_dir) {
   } else {
     const std::uint64_t all = plan->expert_count() * plan->slot_bytes();
     checks.push_back({Level::ok, "Model", "experts",
-                      std::to_string(plan->expert_count()) + " of " + format_bytes(plan->expert_bytes()) + ", " +
-                          format_bytes(all) + " in a pool that holds all", ""});
+                      std::to_string(plan->expert_count()) + " of " + format_bytes(plan->expert_bytes()) +
+                          ", " + format_bytes(all) + " in a pool that holds all",
+                      ""});
     // One layer's choice must fit, or no token can be computed.
     const std::uint64_t least = checkpoint->config().experts_per_token * plan->slot_bytes();
     const bool fits = least < machine_memory() / 2;
@@ -126,7 +129,8 @@ void check_model(Checks& checks, const std::string& model_dir) {
     checks.push_back({Level::ok, "Model", "tokenizer", std::to_string(tokenizer->size()) + " tokens", ""});
   }
   if (!has_chat_template(model_dir)) {
-    checks.push_back({Level::warn, "Model", "chat template", "none", "use `stoker run --raw`, or add chat_template.jinja"});
+    checks.push_back({Level::warn, "Model", "chat template", "none",
+                      "use `stoker run --raw`, or add chat_template.jinja"});
   } else if (const auto chat = ChatTemplate::load(model_dir); !chat) {
     checks.push_back({Level::warn, "Model", "chat template", chat.error().text(), "use `stoker run --raw`"});
   } else {
@@ -141,8 +145,9 @@ void check_services(Checks& checks, const Config& settings, const Clock& clock) 
     checks.push_back({Level::ok, "Services", "run directory", run_dir.string() + " (not made yet)", ""});
   } else {
     const bool ours = ::access(run_dir.c_str(), R_OK | W_OK | X_OK) == 0;
-    checks.push_back({ours ? Level::ok : Level::warn, "Services", "run directory", run_dir.string(),
-                      ours ? "" : "join the group of the service, or set run.dir to a directory of your own"});
+    checks.push_back(
+        {ours ? Level::ok : Level::warn, "Services", "run directory", run_dir.string(),
+         ours ? "" : "join the group of the service, or set run.dir to a directory of your own"});
   }
   auto client = Client::connect(settings.run_dir, clock);
   if (!client) {
@@ -150,7 +155,8 @@ void check_services(Checks& checks, const Config& settings, const Clock& clock) 
     return;
   }
   const auto status = client->status(std::chrono::seconds(5));
-  checks.push_back({status ? Level::ok : Level::fail, "Services", "stack", status ? "answers" : status.error().text(),
+  checks.push_back({status ? Level::ok : Level::fail, "Services", "stack",
+                    status ? "answers" : status.error().text(),
                     status ? "" : "restart it; its log says why it hangs"});
 }
 

@@ -27,6 +27,8 @@ int report(int code, std::string_view what, std::string_view why) {
   return code;
 }
 
-int report(const Error& error, std::string_view what) { return report(exit_code_of(error), what, error.text()); }
+int report(const Error& error, std::string_view what) {
+  return report(exit_code_of(error), what, error.text());
+}
 
 }  // namespace stoker::cli

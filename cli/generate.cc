@@ -20,7 +20,8 @@ constexpr Duration kPollMax = 60s;
 /// The state of one request: events in, at most one reason to cancel.
 class Exchange {
  public:
-  Exchange(Client& client, const wire::GenerateRequest& request, const GenerateHooks& hooks, const Clock& clock)
+  Exchange(Client& client, const wire::GenerateRequest& request, const GenerateHooks& hooks,
+           const Clock& clock)
       : client_(client), id_(request.id()), hooks_(hooks), clock_(clock) {}
 
   Result<void> cancel(GenerateOutcome::End why, int signal) {
@@ -69,7 +70,9 @@ class Exchange {
 
 }  // namespace
 
-std::string next_request_id(unsigned n) { return "cli-" + std::to_string(::getpid()) + "-" + std::to_string(n); }
+std::string next_request_id(unsigned n) {
+  return "cli-" + std::to_string(::getpid()) + "-" + std::to_string(n);
+}
 
 Errc errc_of(std::string_view code) {
   static constexpr std::array<std::pair<std::string_view, Errc>, 9> kNames = {{
@@ -89,8 +92,9 @@ Errc errc_of(std::string_view code) {
   return Errc::io;
 }
 
-Result<GenerateOutcome> generate(Client& client, const wire::GenerateRequest& request, const GenerateHooks& hooks,
-                                 Interrupts& interrupts, std::optional<Duration> deadline, const Clock& clock) {
+Result<GenerateOutcome> generate(Client& client, const wire::GenerateRequest& request,
+                                 const GenerateHooks& hooks, Interrupts& interrupts,
+                                 std::optional<Duration> deadline, const Clock& clock) {
   Exchange exchange(client, request, hooks, clock);
   wire::ClientMessage message;
   *message.mutable_generate() = request;

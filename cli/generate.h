@@ -22,14 +22,15 @@ struct GenerateHooks {
 
 struct GenerateOutcome {
   enum class End { done, signalled, timed_out, stopped_by_hook } end = End::done;
-  int signal = 0;                      ///< end == signalled
-  std::optional<wire::DoneEvent> done; ///< absent when the worker did not confirm a cancel in time
+  int signal = 0;                       ///< end == signalled
+  std::optional<wire::DoneEvent> done;  ///< absent when the worker did not confirm a cancel in time
 };
 
 /// Sends `request` and handles its events until it is over. Errors of the worker come back with its code
 /// and the request's id in the text. `deadline` is on `clock`.
-Result<GenerateOutcome> generate(Client& client, const wire::GenerateRequest& request, const GenerateHooks& hooks,
-                                 Interrupts& interrupts, std::optional<Duration> deadline, const Clock& clock);
+Result<GenerateOutcome> generate(Client& client, const wire::GenerateRequest& request,
+                                 const GenerateHooks& hooks, Interrupts& interrupts,
+                                 std::optional<Duration> deadline, const Clock& clock);
 
 /// Unique enough for one connection and for log lines: "cli-<pid>-<n>".
 std::string next_request_id(unsigned n);

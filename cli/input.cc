@@ -20,7 +20,8 @@ Result<std::string> read_input(const std::string& path) {
     if (!file.valid()) return fail(Errc::io, "cannot open " + path, errno);
   }
   std::string text;
-  if (!read_all(path == "-" ? STDIN_FILENO : file.get(), text)) return fail(Errc::io, "cannot read " + path, errno);
+  if (!read_all(path == "-" ? STDIN_FILENO : file.get(), text))
+    return fail(Errc::io, "cannot read " + path, errno);
   return text;
 }
 
@@ -44,8 +45,8 @@ Result<std::vector<std::uint32_t>> parse_ids(std::string_view text) {
     std::uint32_t id = 0;
     const auto [last, error] = std::from_chars(item.data(), item.data() + item.size(), id);
     if (error != std::errc() || last != item.data() + item.size()) {
-      return fail(Errc::invalid, "\"" + std::string(item.substr(0, 40)) +
-                                     "\" is not a token id; write ids as 1,5,9");
+      return fail(Errc::invalid,
+                  "\"" + std::string(item.substr(0, 40)) + "\" is not a token id; write ids as 1,5,9");
     }
     ids.push_back(id);
     at = end + 1;

@@ -57,7 +57,10 @@ struct LineReader::State {
     unsigned char first = 0;
     if (::read(STDIN_FILENO, &first, 1) != 1) return 0;
     const int more = first >= 0xF0 ? 3 : first >= 0xE0 ? 2 : first >= 0xC0 ? 1 : 0;
-    auto code = static_cast<wchar_t>(more == 3 ? first & 0x07 : more == 2 ? first & 0x0F : more == 1 ? first & 0x1F : first);
+    auto code = static_cast<wchar_t>(more == 3   ? first & 0x07
+                                     : more == 2 ? first & 0x0F
+                                     : more == 1 ? first & 0x1F
+                                                 : first);
     for (int i = 0; i < more; ++i) {
       unsigned char next = 0;
       if (::read(STDIN_FILENO, &next, 1) != 1) return 0;

@@ -11,7 +11,8 @@
 namespace stoker::cli {
 namespace {
 
-static_assert(std::endian::native == std::endian::little, "rows are written as they come: little-endian fp32");
+static_assert(std::endian::native == std::endian::little,
+              "rows are written as they come: little-endian fp32");
 
 struct LogitsOptions {
   SessionOptions session;
@@ -64,10 +65,12 @@ int logits(const LogitsOptions& options, Context& context) {
   if (outcome->end == GenerateOutcome::End::signalled) return exit_code_of_signal(outcome->signal);
   const std::size_t expected = options.all_positions ? ids->size() : 1;
   if (rows.broken || rows.count != expected || rows.row_bytes % sizeof(float) != 0) {
-    return report(kFailure, "worker", "sent " + std::to_string(rows.count) + " rows of logits, not " +
-                                          std::to_string(expected) + " of one length in order");
+    return report(kFailure, "worker",
+                  "sent " + std::to_string(rows.count) + " rows of logits, not " + std::to_string(expected) +
+                      " of one length in order");
   }
-  if (const auto written = write_file(options.out, rows.bytes); !written) return report(written.error(), "logits");
+  if (const auto written = write_file(options.out, rows.bytes); !written)
+    return report(written.error(), "logits");
   if (!options.json) return kOk;
   const nlohmann::ordered_json shape{{"file", options.out},
                                      {"dtype", "float32"},
@@ -80,7 +83,8 @@ int logits(const LogitsOptions& options, Context& context) {
 
 void add_logits(CLI::App& app, Action& action) {
   auto options = std::make_shared<LogitsOptions>();
-  CLI::App* verb = app.add_subcommand("logits", "Write the logits for token ids to a file (little-endian fp32)");
+  CLI::App* verb =
+      app.add_subcommand("logits", "Write the logits for token ids to a file (little-endian fp32)");
   verb->add_option("MODEL_DIR", options->session.stack.model_dir, "Checkpoint directory");
   verb->add_option("--tokens", options->tokens, "Token ids: 1,5,9")->required();
   verb->add_flag("--all-positions", options->all_positions, "One row per token instead of the last one only");
@@ -88,9 +92,8 @@ void add_logits(CLI::App& app, Action& action) {
   verb->add_option("-o,--out", options->out, "File to write: rows of vocab_size floats")->required();
   verb->add_flag("--json", options->json, "Print file, dtype and shape as JSON");
   add_session_options(*verb, options->session);
-  verb->callback([options, &action] {
-    action = [options](Context& context) { return logits(*options, context); };
-  });
+  verb->callback(
+      [options, &action] { action = [options](Context& context) { return logits(*options, context); }; });
 }
 
 }  // namespace stoker::cli

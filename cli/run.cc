@@ -84,8 +84,10 @@ Result<void> fill_forced(const RunOptions& options, wire::GenerateRequest& reque
   if (!options.logits_out.empty()) request.set_raw_logits_of_steps(true);
   if (options.forced_file.empty()) return {};
   STOKER_TRY(std::string text, read_input(options.forced_file));
-  std::replace_if(text.begin(), text.end(), [](char c) { return c == '\n' || c == '\r' || c == ' ' || c == '\t'; }, ',');
-  text.erase(std::unique(text.begin(), text.end(), [](char a, char b) { return a == ',' && b == ','; }), text.end());
+  std::replace_if(
+      text.begin(), text.end(), [](char c) { return c == '\n' || c == '\r' || c == ' ' || c == '\t'; }, ',');
+  text.erase(std::unique(text.begin(), text.end(), [](char a, char b) { return a == ',' && b == ','; }),
+             text.end());
   while (!text.empty() && text.back() == ',') text.pop_back();
   STOKER_TRY(const auto ids, parse_ids(text));
   for (const std::uint32_t id : ids) request.add_forced(id);
@@ -153,10 +155,14 @@ int conclude(Context& context, const GenerateOutcome& outcome, Answer& answer, c
   context.terminal.end_answer();
   if (outcome.done) context.terminal.dim(statistics_line(outcome.done->stats()));
   switch (outcome.end) {
-    case GenerateOutcome::End::done: break;
-    case GenerateOutcome::End::signalled: return exit_code_of_signal(outcome.signal);
-    case GenerateOutcome::End::timed_out: return report(kTimeout, "--timeout", "the answer was not complete in time");
-    case GenerateOutcome::End::stopped_by_hook: return kFailure;  // stdout has gone; there is nobody to tell
+    case GenerateOutcome::End::done:
+      break;
+    case GenerateOutcome::End::signalled:
+      return exit_code_of_signal(outcome.signal);
+    case GenerateOutcome::End::timed_out:
+      return report(kTimeout, "--timeout", "the answer was not complete in time");
+    case GenerateOutcome::End::stopped_by_hook:
+      return kFailure;  // stdout has gone; there is nobody to tell
   }
   return written ? kOk : report(kFailure, "stdout", "the answer could not be written");
 }
@@ -217,7 +223,9 @@ void add_run(CLI::App& app, Action& action) {
   verb->add_option("-f,--file", options->file, "Read the prompt from a file (- is stdin)");
   auto* system = verb->add_option("-s,--system", options->system, "System message");
   auto* raw = verb->add_flag("--raw", options->raw, "Plain text: no chat template")->excludes(system);
-  verb->add_option("--tokens", options->tokens, "Prompt as token ids: 1,5,9")->excludes(system)->excludes(raw);
+  verb->add_option("--tokens", options->tokens, "Prompt as token ids: 1,5,9")
+      ->excludes(system)
+      ->excludes(raw);
   verb->add_option("--forced", options->forced_file,
                    "Decode the token ids in this file instead of sampling (benchmarks, tests)");
   verb->add_option("--logits-out", options->logits_out,

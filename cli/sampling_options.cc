@@ -20,7 +20,8 @@ void SamplingOptions::apply_to(wire::GenerateRequest& request) const {
 
 void add_sampling_options(CLI::App& app, SamplingOptions& options) {
   const char* group = "Sampling";
-  app.add_option("-n,--max-tokens", options.max_tokens, "Longest answer in tokens (default: until the context is full)")
+  app.add_option("-n,--max-tokens", options.max_tokens,
+                 "Longest answer in tokens (default: until the context is full)")
       ->check(CLI::Range(1U, limits::kMaxTokens))
       ->group(group);
   app.add_option("--temperature", options.temperature, "0 = always the likeliest token")
@@ -33,7 +34,8 @@ void add_sampling_options(CLI::App& app, SamplingOptions& options) {
   app.add_option("--min-p", options.min_p, "Only tokens at least this likely, relative to the likeliest")
       ->check(CLI::Range(0.0F, 1.0F))
       ->group(group);
-  app.add_option("--repetition-penalty", options.repetition_penalty, "Above 1: seen tokens become less likely")
+  app.add_option("--repetition-penalty", options.repetition_penalty,
+                 "Above 1: seen tokens become less likely")
       ->check(CLI::Range(0.01F, limits::kRepetitionPenalty))
       ->group(group);
   app.add_option("--seed", options.seed, "Seed of the sampler (default: chosen and reported)")->group(group);

@@ -58,7 +58,8 @@ int supervise(Context& context, Supervisor& supervisor, Interrupts& interrupts, 
   for (;;) {
     std::vector<pollfd> polled{{interrupts.fd(), POLLIN, 0}};
     for (const int fd : supervisor.fds()) polled.push_back({fd, POLLIN, 0});
-    const Duration wait = probe.ready() ? supervisor.step_within() : std::min(supervisor.step_within(), kProbeEvery);
+    const Duration wait =
+        probe.ready() ? supervisor.step_within() : std::min(supervisor.step_within(), kProbeEvery);
     const auto ms = std::chrono::ceil<std::chrono::milliseconds>(wait).count();
     ::poll(polled.data(), polled.size(), static_cast<int>(ms));
     if (const int signal = interrupts.take(); signal != 0) {
@@ -80,8 +81,9 @@ int serve(ServeOptions options, Context& context) {
   std::error_code error;
   const auto model = std::filesystem::canonical(options.stack.model_dir, error);
   if (error) {
-    return report(kModel, options.stack.model_dir, "there is no such model directory. Give the directory that holds "
-                                                   "config.json");
+    return report(kModel, options.stack.model_dir,
+                  "there is no such model directory. Give the directory that holds "
+                  "config.json");
   }
   options.stack.model_dir = model.string();
   const auto run_dir = make_run_directory(
@@ -93,8 +95,9 @@ int serve(ServeOptions options, Context& context) {
   SupervisorOptions supervised;
   supervised.children = stack_children(options.stack, *run_dir, StackLogs::inherit, options.unlink_on_exit);
   supervised.restart = !options.no_restart;
-  Supervisor supervisor(std::move(supervised), context.clock,
-                        [&](const SupervisorEvent& event) { context.terminal.note("stoker: " + event.text); });
+  Supervisor supervisor(std::move(supervised), context.clock, [&](const SupervisorEvent& event) {
+    context.terminal.note("stoker: " + event.text);
+  });
   // We answer to systemd for the whole stack; the daemons must not.
   const Notifier notifier(settings->notify_socket);
   ::unsetenv("NOTIFY_SOCKET");
@@ -112,10 +115,13 @@ int serve(ServeOptions options, Context& context) {
 void add_serve(CLI::App& app, Action& action) {
   auto options = std::make_shared<ServeOptions>();
   CLI::App* verb = app.add_subcommand("serve", "Run loader, worker and predictor in the foreground");
-  verb->add_option("MODEL_DIR", options->stack.model_dir, "Checkpoint directory (default: model.dir of the configuration)");
-  verb->add_option("--run-dir", options->run_dir, "Directory of sockets and locks (default: see `stoker config show`)");
+  verb->add_option("MODEL_DIR", options->stack.model_dir,
+                   "Checkpoint directory (default: model.dir of the configuration)");
+  verb->add_option("--run-dir", options->run_dir,
+                   "Directory of sockets and locks (default: see `stoker config show`)");
   verb->add_flag("--no-restart", options->no_restart, "Stop everything when one process dies");
-  verb->add_flag("--unlink-on-exit", options->unlink_on_exit, "Free the pool at the end instead of keeping it warm");
+  verb->add_flag("--unlink-on-exit", options->unlink_on_exit,
+                 "Free the pool at the end instead of keeping it warm");
   add_stack_options(*verb, options->stack);
   verb->callback([options, &action] { action = [options](Context& c) { return serve(*options, c); }; });
 }

@@ -50,11 +50,13 @@ void wait_any(std::initializer_list<int> fds, Duration wait_max) {
 }  // namespace
 
 void add_session_options(CLI::App& app, SessionOptions& options) {
-  app.add_option("--run-dir", options.run_dir, "Run directory of a running stack (default: see `stoker config show`)");
+  app.add_option("--run-dir", options.run_dir,
+                 "Run directory of a running stack (default: see `stoker config show`)");
   add_stack_options(app, options.stack);
 }
 
-tl::expected<Session, ExitReport> Session::open(Context& context, Interrupts& interrupts, SessionOptions options) {
+tl::expected<Session, ExitReport> Session::open(Context& context, Interrupts& interrupts,
+                                                SessionOptions options) {
   auto settings = load_settings();
   if (!settings) return stop(settings.error(), "configuration");
   if (options.run_dir.empty()) options.run_dir = settings->run_dir;
@@ -77,8 +79,9 @@ tl::expected<Session, ExitReport> Session::open(Context& context, Interrupts& in
   }
   if (!named_model) options.stack.model_dir = settings->model_dir;
   if (options.stack.model_dir.empty()) {
-    return stop(kUnreachable, "no stack answers in " + options.run_dir,
-                "and no MODEL_DIR was given to start one. Name a model directory, or start `stoker serve MODEL_DIR`");
+    return stop(
+        kUnreachable, "no stack answers in " + options.run_dir,
+        "and no MODEL_DIR was given to start one. Name a model directory, or start `stoker serve MODEL_DIR`");
   }
   return open_private(context, interrupts, options);
 }
@@ -89,7 +92,8 @@ tl::expected<Session, ExitReport> Session::open_private(Context& context, Interr
   std::error_code error;
   const fs::path model = fs::canonical(stack.model_dir, error);
   if (error || !fs::is_directory(model, error)) {
-    return stop(kModel, stack.model_dir, "there is no such model directory. Give the directory that holds config.json");
+    return stop(kModel, stack.model_dir,
+                "there is no such model directory. Give the directory that holds config.json");
   }
   stack.model_dir = model.string();
   auto started = PrivateStack::start(stack, context.clock);
@@ -113,7 +117,8 @@ tl::expected<void, ExitReport> Session::wait_ready(Context& context, Interrupts&
   client_.reset();
   for (;;) {
     if (stack_) {
-      if (const auto failure = stack_->take_failure()) return stop(failure->exit_code, failure->what, failure->why);
+      if (const auto failure = stack_->take_failure())
+        return stop(failure->exit_code, failure->what, failure->why);
     }
     if (const int signal = interrupts.take(); signal != 0) {
       return stop(exit_code_of_signal(signal), "interrupted", "the stack had not started yet");
@@ -131,7 +136,8 @@ tl::expected<void, ExitReport> Session::wait_ready(Context& context, Interrupts&
       if (!answer) client_.reset();  // the worker ended; its supervisor says what happens next
     }
     const auto waited = static_cast<long>(seconds(context.clock.now() - began));
-    context.terminal.progress("loading " + model_dir_ + (waited > 0 ? " · " + std::to_string(waited) + " s" : ""));
+    context.terminal.progress("loading " + model_dir_ +
+                              (waited > 0 ? " · " + std::to_string(waited) + " s" : ""));
     wait_any({interrupts.fd(), stack_ ? stack_->fd() : -1}, kProbeEvery);
   }
   context.terminal.clear_progress();

@@ -14,8 +14,8 @@
 namespace stoker::cli {
 
 struct SessionOptions {
-  StackOptions stack;            ///< stack.model_dir may be "": then a running stack is needed
-  std::string run_dir;           ///< "" = the configured one
+  StackOptions stack;   ///< stack.model_dir may be "": then a running stack is needed
+  std::string run_dir;  ///< "" = the configured one
   std::optional<Duration> deadline;
 };
 
@@ -26,7 +26,8 @@ class Session {
   /// Uses the stack in the run directory when it answers, holds the same model, and no stack option was
   /// given; otherwise starts a private one and waits until its worker answers. Must be called while the
   /// process has one thread.
-  static tl::expected<Session, ExitReport> open(Context& context, Interrupts& interrupts, SessionOptions options);
+  static tl::expected<Session, ExitReport> open(Context& context, Interrupts& interrupts,
+                                                SessionOptions options);
 
   [[nodiscard]] Client& client() { return *client_; }
   [[nodiscard]] const std::string& model_dir() const { return model_dir_; }

@@ -33,8 +33,10 @@ Result<std::string> make_private_dir() {
   const std::string parent = runtime != nullptr && *runtime == '/' ? runtime : "/tmp";
   std::string path = parent + "/stoker-run-XXXXXX";
   if (::mkdtemp(path.data()) == nullptr) {
-    return fail(Errc::io, "cannot make a private run directory in " + parent +
-                              " (set XDG_RUNTIME_DIR to a directory you can write)", errno);
+    return fail(Errc::io,
+                "cannot make a private run directory in " + parent +
+                    " (set XDG_RUNTIME_DIR to a directory you can write)",
+                errno);
   }
   std::error_code ignored;
   const auto canonical = std::filesystem::canonical(path, ignored);
@@ -127,8 +129,10 @@ int exit_code_of_daemon(int status) {
     case kUsage:
     case kUnreachable:
     case kModel:
-    case kTooLong: return status;
-    default: return kFailure;
+    case kTooLong:
+      return status;
+    default:
+      return kFailure;
   }
 }
 

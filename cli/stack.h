@@ -36,9 +36,9 @@ class PrivateStack {
   [[nodiscard]] int fd() const { return control_.get(); }
 
   struct Failure {
-    int exit_code = 1;    ///< for our own exit
-    std::string what;     ///< the daemon's name
-    std::string why;      ///< its own last words, from its log
+    int exit_code = 1;  ///< for our own exit
+    std::string what;   ///< the daemon's name
+    std::string why;    ///< its own last words, from its log
   };
   /// Why the keeper gave up, if it did. Does not block.
   std::optional<Failure> take_failure();

@@ -13,9 +13,9 @@ namespace stoker::cli {
 
 struct StackOptions {
   std::string model_dir;
-  std::string ram;                        ///< "" = the loader's default
+  std::string ram;  ///< "" = the loader's default
   std::optional<std::uint32_t> pool_slots;
-  std::string engine;                     ///< auto, uring, pread; "" = default
+  std::string engine;  ///< auto, uring, pread; "" = default
   bool no_predictor = false;
   std::optional<std::uint32_t> threads;
   std::string simd;

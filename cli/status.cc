@@ -21,7 +21,8 @@ void flatten(const nlohmann::ordered_json& value, const std::string& path, std::
   }
   const bool nested = value.is_array() && !value.empty() && value.front().is_structured();
   if (nested) {
-    for (std::size_t i = 0; i < value.size(); ++i) flatten(value[i], path + "[" + std::to_string(i) + "]", out);
+    for (std::size_t i = 0; i < value.size(); ++i)
+      flatten(value[i], path + "[" + std::to_string(i) + "]", out);
     return;
   }
   const std::string text = value.is_string() ? value.get<std::string>() : value.dump();

@@ -50,9 +50,10 @@ std::optional<int> Supervisor::on_death(Slot& slot) {
   const bool too_often = slot.deaths.size() > options_.deaths_max;
   if (startup_error || too_often || !options_.restart) {
     const std::string why = startup_error ? " before the stack was ready"
-                            : too_often   ? ", " + std::to_string(slot.deaths.size()) + " times in " +
-                                              std::to_string(static_cast<int>(seconds(options_.deaths_window))) + " s"
-                                          : " (--no-restart)";
+                            : too_often
+                                ? ", " + std::to_string(slot.deaths.size()) + " times in " +
+                                      std::to_string(static_cast<int>(seconds(options_.deaths_window))) + " s"
+                                : " (--no-restart)";
     sink_({SupervisorEvent::Kind::gave_up, slot.spec.name, pid, status, what + why + ": giving up"});
     return status;
   }

@@ -16,7 +16,7 @@ namespace stoker::cli {
 struct SupervisorOptions {
   std::vector<ChildSpec> children;  ///< in order of start
   bool restart = true;
-  unsigned deaths_max = 5;          ///< more than this many of one child inside the window: give up
+  unsigned deaths_max = 5;  ///< more than this many of one child inside the window: give up
   Duration deaths_window = std::chrono::seconds(60);
   Duration backoff_first = std::chrono::milliseconds(100);  ///< doubles with each death in the window
   Duration stop_grace = std::chrono::seconds(10);
@@ -26,8 +26,8 @@ struct SupervisorEvent {
   enum class Kind { started, died, gave_up } kind = Kind::started;
   std::string child;
   pid_t pid = 0;
-  int status = 0;          ///< died, gave_up: exit code or 128 + signal
-  std::string text;        ///< one line for people
+  int status = 0;    ///< died, gave_up: exit code or 128 + signal
+  std::string text;  ///< one line for people
 };
 
 /// Lifecycle: start() once; poll the descriptors of fds() and call step() whenever one is readable or
@@ -54,8 +54,8 @@ class Supervisor {
   struct Slot {
     ChildSpec spec;
     std::optional<ChildProcess> process;
-    std::vector<Duration> deaths;    ///< inside the window
-    std::optional<Duration> due;     ///< restart at this time
+    std::vector<Duration> deaths;  ///< inside the window
+    std::optional<Duration> due;   ///< restart at this time
   };
   Result<void> launch(Slot& slot);
   std::optional<int> on_death(Slot& slot);

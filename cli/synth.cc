@@ -16,9 +16,9 @@ struct SynthOptions {
   bool sparse = false, force = false, json = false, dry_run = false;
   std::optional<bool> locality;
   bool tie_embeddings = false, no_norm_topk = false, no_shared_expert = false;
-  std::optional<std::uint32_t> layers, experts, experts_per_token, hidden, vocab, context, moe_intermediate, heads,
-      kv_heads, head_dim, rotary_dim, key_heads, value_heads, key_dim, value_dim, shards, full_attention_every,
-      routing_tokens;
+  std::optional<std::uint32_t> layers, experts, experts_per_token, hidden, vocab, context, moe_intermediate,
+      heads, kv_heads, head_dim, rotary_dim, key_heads, value_heads, key_dim, value_dim, shards,
+      full_attention_every, routing_tokens;
   std::vector<std::uint32_t> eos;
   std::optional<double> real_share;
   std::uint64_t seed = 1;
@@ -97,8 +97,9 @@ Result<SynthSpec> make_spec(const SynthOptions& o) {
 int print(const SynthReport& r, const SynthOptions& o, Context& context) {
   if (!o.json) {
     context.terminal.note((o.dry_run ? "would write " : "wrote ") + o.out + ": " + std::to_string(r.tensors) +
-                          " tensors, " + format_bytes(r.tensor_bytes) + " in " + std::to_string(r.files) + " shard(s), " +
-                          std::to_string(r.real_experts) + " of " + std::to_string(r.experts) + " experts with data");
+                          " tensors, " + format_bytes(r.tensor_bytes) + " in " + std::to_string(r.files) +
+                          " shard(s), " + std::to_string(r.real_experts) + " of " +
+                          std::to_string(r.experts) + " experts with data");
     return kOk;
   }
   const nlohmann::ordered_json out{{"directory", o.out},
@@ -139,7 +140,8 @@ void add_dimensions(CLI::App& verb, SynthOptions& o) {
     verb.add_option(flag, target, help)->check(CLI::PositiveNumber)->group(group);
   };
   add("--layers", o.layers, "Layers");
-  add("--full-attention-every", o.full_attention_every, "Every Nth layer has full attention, the others DeltaNet");
+  add("--full-attention-every", o.full_attention_every,
+      "Every Nth layer has full attention, the others DeltaNet");
   add("--experts", o.experts, "Experts per layer");
   add("--experts-per-token", o.experts_per_token, "Experts chosen per token");
   add("--hidden", o.hidden, "Hidden size");
@@ -167,7 +169,8 @@ void add_synth(CLI::App& app, Action& action) {
   SynthOptions& o = *options;
   CLI::App* verb = app.add_subcommand("synth", "Write a synthetic checkpoint for tests and benchmarks");
   verb->add_option("-o,--out", o.out, "Directory to make")->required();
-  auto* preset = verb->add_option("--preset", o.preset, "tiny or bench")->check(CLI::IsMember({"tiny", "bench"}));
+  auto* preset =
+      verb->add_option("--preset", o.preset, "tiny or bench")->check(CLI::IsMember({"tiny", "bench"}));
   verb->add_option("--like", o.like, "Exactly a published model: Qwen3-Coder-Next-FP8")->excludes(preset);
   verb->add_option("--format", o.format, "fp8-bf16, fp8-f32 (dtype of the scales), bf16 or f32")
       ->check(CLI::IsMember({"fp8-bf16", "fp8-f32", "bf16", "f32"}));
@@ -176,7 +179,8 @@ void add_synth(CLI::App& app, Action& action) {
   verb->add_option("--real-share", o.real_share, "With --sparse: share of experts that are written")
       ->check(CLI::Range(0.0, 1.0))
       ->needs(sparse);
-  verb->add_flag("--locality,!--no-locality", o.locality, "Plant topics in the routing (default: the preset's)");
+  verb->add_flag("--locality,!--no-locality", o.locality,
+                 "Plant topics in the routing (default: the preset's)");
   verb->add_option("--routing-tokens", o.routing_tokens, "Length of the walk in routing_tokens.txt");
   verb->add_option("--tokenizer", o.tokenizer, "Directory to copy tokenizer.json and the chat template from")
       ->check(CLI::ExistingDirectory);

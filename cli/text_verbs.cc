@@ -67,7 +67,8 @@ int render(const TextOptions& options, Context& context) {
   return put(context, out.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
 }
 
-CLI::App* add_verb(CLI::App& app, const char* name, const char* help, const std::shared_ptr<TextOptions>& options) {
+CLI::App* add_verb(CLI::App& app, const char* name, const char* help,
+                   const std::shared_ptr<TextOptions>& options) {
   CLI::App* verb = app.add_subcommand(name, help);
   verb->add_option("MODEL_DIR", options->model_dir, "Checkpoint directory")->required();
   verb->add_flag("--json", options->json, "Print JSON");
@@ -95,7 +96,8 @@ void add_detokenize(CLI::App& app, Action& action) {
 void add_template(CLI::App& app, Action& action) {
   auto options = std::make_shared<TextOptions>();
   CLI::App* verb = add_verb(app, "template", "Conversation JSON to prompt text", options);
-  verb->add_option("FILE", options->text, "{\"messages\": [...], \"tools\": [...]}, or - for stdin (the default)");
+  verb->add_option("FILE", options->text,
+                   "{\"messages\": [...], \"tools\": [...]}, or - for stdin (the default)");
   verb->add_flag("--no-generation-prompt", options->no_generation_prompt, "Do not open the assistant's turn");
   verb->callback([options, &action] { action = [options](Context& c) { return render(*options, c); }; });
 }

@@ -21,9 +21,11 @@ struct VerifyArguments {
 nlohmann::ordered_json as_json(const VerifyReport& r, const std::string& tokenizer_problem) {
   nlohmann::ordered_json problems = nlohmann::ordered_json::array();
   for (const VerifyProblem& p : r.problems) {
-    problems.push_back({{"file", p.file}, {"tensor", p.tensor}, {"index", p.index}, {"count", p.count}, {"what", p.what}});
+    problems.push_back(
+        {{"file", p.file}, {"tensor", p.tensor}, {"index", p.index}, {"count", p.count}, {"what", p.what}});
   }
-  if (!tokenizer_problem.empty()) problems.push_back({{"file", "tokenizer.json"}, {"what", tokenizer_problem}});
+  if (!tokenizer_problem.empty())
+    problems.push_back({{"file", "tokenizer.json"}, {"what", tokenizer_problem}});
   return {{"good", r.good() && tokenizer_problem.empty()},
           {"tensors", r.tensors},
           {"tensor_bytes", r.tensor_bytes},
@@ -39,7 +41,8 @@ nlohmann::ordered_json as_json(const VerifyReport& r, const std::string& tokeniz
 
 std::string as_text(const VerifyReport& r, const std::string& tokenizer_problem) {
   std::string text = std::to_string(r.tensors) + " tensors, " + format_bytes(r.tensor_bytes) + " in " +
-                     std::to_string(r.files) + " file(s), " + std::to_string(r.hashed_files) + " compared by SHA-256\n";
+                     std::to_string(r.files) + " file(s), " + std::to_string(r.hashed_files) +
+                     " compared by SHA-256\n";
   for (const VerifyProblem& p : r.problems) text += p.text() + "\n";
   if (!tokenizer_problem.empty()) text += tokenizer_problem + "\n";
   return text;
@@ -50,12 +53,14 @@ int verify(VerifyArguments arguments, Context& context) {
   if (!interrupts) return report(interrupts.error(), "verify");
   arguments.options.hash = !arguments.no_hash;
   int signal = 0;
-  const auto result = verify_checkpoint(arguments.model_dir, arguments.options, [&](const VerifyProgress& progress) {
-    if (signal == 0) signal = interrupts->take();
-    context.terminal.progress("reading " + arguments.model_dir + " · " + format_bytes(progress.done_bytes) + " of " +
-                              format_bytes(progress.total_bytes));
-    return signal == 0;
-  });
+  const auto result =
+      verify_checkpoint(arguments.model_dir, arguments.options, [&](const VerifyProgress& progress) {
+        if (signal == 0) signal = interrupts->take();
+        context.terminal.progress("reading " + arguments.model_dir + " · " +
+                                  format_bytes(progress.done_bytes) + " of " +
+                                  format_bytes(progress.total_bytes));
+        return signal == 0;
+      });
   context.terminal.clear_progress();
   if (signal != 0) return report(exit_code_of_signal(signal), "verify", "interrupted");
   if (!result) return report(result.error(), "verify");
@@ -65,15 +70,17 @@ int verify(VerifyArguments arguments, Context& context) {
       !tokenizer && tokenizer.error().code != Errc::missing) {
     tokenizer_problem = tokenizer.error().text();
   }
-  const std::string text =
-      arguments.json
-          ? as_json(*result, tokenizer_problem).dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n"
-          : as_text(*result, tokenizer_problem);
+  const std::string text = arguments.json
+                               ? as_json(*result, tokenizer_problem)
+                                         .dump(2, ' ', false, nlohmann::json::error_handler_t::replace) +
+                                     "\n"
+                               : as_text(*result, tokenizer_problem);
   if (!context.terminal.write_answer(text)) return kFailure;
   if (result->good() && tokenizer_problem.empty()) return kOk;
   const std::uint64_t problems = result->problems_total + (tokenizer_problem.empty() ? 0 : 1);
-  return report(kModel, "verify", arguments.model_dir + " has " + std::to_string(problems) +
-                                      " problem(s). Download the files named above again");
+  return report(kModel, "verify",
+                arguments.model_dir + " has " + std::to_string(problems) +
+                    " problem(s). Download the files named above again");
 }
 
 }  // namespace
@@ -83,7 +90,8 @@ void add_verify(CLI::App& app, Action& action) {
   CLI::App* verb = app.add_subcommand("verify", "Read a whole checkpoint once and check every value");
   verb->add_option("MODEL_DIR", arguments->model_dir, "Checkpoint directory")->required();
   verb->add_option("--threads", arguments->options.threads, "Files read at a time (default: one per CPU)");
-  verb->add_flag("--no-hash", arguments->no_hash, "Do not compare SHA-256 where the Hugging Face cache tells it");
+  verb->add_flag("--no-hash", arguments->no_hash,
+                 "Do not compare SHA-256 where the Hugging Face cache tells it");
   verb->add_flag("--json", arguments->json, "Print JSON");
   verb->callback([arguments, &action] {
     action = [arguments](Context& context) { return verify(*arguments, context); };

@@ -19,8 +19,8 @@ Result<StepStats> CpuModel::step(std::span<const Segment> segments, Access acces
   STOKER_TRY_VOID(run_layers(step));
   logits(step);
   for (std::size_t s = 0; s < segments.size(); ++s) {
-    static_cast<CpuSequence*>(segments[s].sequence)->set_length(
-        segments[s].sequence->length() + static_cast<std::uint32_t>(segments[s].tokens.size()));
+    static_cast<CpuSequence*>(segments[s].sequence)
+        ->set_length(segments[s].sequence->length() + static_cast<std::uint32_t>(segments[s].tokens.size()));
   }
   step.stats.total = clock_.now() - start;
   return step.stats;
@@ -70,8 +70,9 @@ void CpuModel::grow_sequences(Step& step) {
     const std::uint64_t length = std::uint64_t{sequence->length()} + step.segments[s].tokens.size();
     if (!sequence->reserve(length)) {
       // No rows without cache: the whole segment leaves the step.
-      fail_segment(step, static_cast<std::uint32_t>(s),
-                   Error{Errc::no_memory, 0, "no memory for the KV cache of " + std::to_string(length) + " tokens"});
+      fail_segment(
+          step, static_cast<std::uint32_t>(s),
+          Error{Errc::no_memory, 0, "no memory for the KV cache of " + std::to_string(length) + " tokens"});
     }
   }
 }
@@ -96,10 +97,12 @@ void CpuModel::logits(Step& step) {
     if (step.segments[s].logits == Segment::Logits::all) first = first_row_[s];
     for (std::size_t r = first; r < first_row_[s + 1]; ++r) {
       float* normed = h_.data() + wanted++ * hidden;
-      kernels_.rms_norm(x_.data() + r * hidden, weights_.final_norm.data(), hidden, config_.rms_norm_eps, normed);
+      kernels_.rms_norm(x_.data() + r * hidden, weights_.final_norm.data(), hidden, config_.rms_norm_eps,
+                        normed);
       if (kernels_.all_finite(normed, hidden)) continue;
       fail_segment(step, static_cast<std::uint32_t>(s),
-                   Error{Errc::corrupt, 0, "the model produced non-finite values: checkpoint damaged, run `stoker verify`"});
+                   Error{Errc::corrupt, 0,
+                         "the model produced non-finite values: checkpoint damaged, run `stoker verify`"});
     }
   }
   if (logits_.size() < wanted * vocab) logits_.resize(wanted * vocab);
@@ -123,7 +126,8 @@ bool CpuModel::row_alive(const Step& step, std::size_t row) const {
 }
 
 bool CpuModel::any_alive(const Step& step) const {
-  return std::any_of(step.results.begin(), step.results.end(), [](const SegmentResult& r) { return !r.error; });
+  return std::any_of(step.results.begin(), step.results.end(),
+                     [](const SegmentResult& r) { return !r.error; });
 }
 
 void CpuModel::matmul(const Matrix& w, const float* x, std::size_t x_stride, float* y, std::size_t y_stride,
@@ -140,7 +144,8 @@ void CpuModel::matmul_rows(const Matrix& w, const float* const* x, float* const*
   const MatmulArgs args{w, x, y, static_cast<std::uint32_t>(rows), scatter};
   if (rows == 0) return;
   pool_->run(w.rows, row_grain(w), [&](std::size_t begin, std::size_t end, unsigned thread) {
-    kernels_.matmul(args, static_cast<std::uint32_t>(begin), static_cast<std::uint32_t>(end), scratch(thread));
+    kernels_.matmul(args, static_cast<std::uint32_t>(begin), static_cast<std::uint32_t>(end),
+                    scratch(thread));
   });
 }
 

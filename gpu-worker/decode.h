@@ -26,7 +26,7 @@ enum class Simd : std::uint8_t { automatic, scalar, avx2, avx512 };
 struct CpuOptions {
   unsigned threads = 0;  ///< 0: one per online CPU of the affinity mask
   Simd simd = Simd::automatic;
-  std::uint32_t lookahead = 16;   ///< candidates of the next layer's router per row; 0 = off
+  std::uint32_t lookahead = 16;     ///< candidates of the next layer's router per row; 0 = off
   std::uint32_t step_tokens = 512;  ///< most tokens in one step; workspace grows with it (about 200 KB each)
 };
 
@@ -41,8 +41,8 @@ class Sequence {
 
 struct Segment {
   Sequence* sequence = nullptr;
-  std::uint32_t sequence_id = 0;                 ///< for routing samples
-  std::span<const std::uint32_t> tokens;         ///< appended to the sequence; ids < vocab_size
+  std::uint32_t sequence_id = 0;          ///< for routing samples
+  std::span<const std::uint32_t> tokens;  ///< appended to the sequence; ids < vocab_size
   enum class Logits : std::uint8_t { none, last, all } logits = Logits::last;
 };
 
@@ -56,7 +56,7 @@ struct SegmentResult {
 
 struct StepStats {
   std::uint64_t pool = 0, hinted = 0, disk = 0, late_hint = 0;  ///< expert uses by tier (distinct per layer)
-  Duration stall{};    ///< time in ExpertSource::next(wait=true)
+  Duration stall{};                                             ///< time in ExpertSource::next(wait=true)
   Duration total{};
 };
 
@@ -64,15 +64,15 @@ struct StepStats {
 struct RoutingEvent {
   std::uint32_t layer = 0, sequence_id = 0, token = 0, position = 0;
   Access access = Access::decode;
-  std::span<const ExpertId> chosen;     ///< by descending weight (rank order)
+  std::span<const ExpertId> chosen;  ///< by descending weight (rank order)
   std::span<const float> weights;
-  std::span<const Tier> tiers;          ///< parallel to chosen
+  std::span<const Tier> tiers;  ///< parallel to chosen
 };
 struct LookaheadEvent {
-  std::uint32_t layer = 0;              ///< the layer the candidates are for
+  std::uint32_t layer = 0;  ///< the layer the candidates are for
   std::uint32_t sequence_id = 0, token = 0;
-  std::span<const ExpertId> candidates; ///< best first
-  std::span<const float> scores;        ///< router probabilities
+  std::span<const ExpertId> candidates;  ///< best first
+  std::span<const float> scores;         ///< router probabilities
 };
 
 class RoutingObserver {

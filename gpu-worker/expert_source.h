@@ -30,9 +30,9 @@ struct LeasedExpert {
 /// next() result: one of a leased expert, a failed expert (its read failed for good), or nothing.
 struct SourceEvent {
   enum class Kind : std::uint8_t { leased, failed, pending, done } kind = Kind::done;
-  LeasedExpert leased;      ///< kind == leased
-  ExpertId expert;          ///< kind == failed
-  Error error;              ///< kind == failed: file, offset, errno
+  LeasedExpert leased;  ///< kind == leased
+  ExpertId expert;      ///< kind == failed
+  Error error;          ///< kind == failed: file, offset, errno
 };
 
 enum class Access : std::uint8_t { decode, prefill };

@@ -105,14 +105,14 @@ TokenLogprob logprob_of(std::span<const float> logits, std::uint32_t token_limit
   return {chosen, static_cast<float>(static_cast<double>(real[chosen]) - log_sum_exp(real))};
 }
 
-std::vector<TokenLogprob> top_logprobs(std::span<const float> logits, std::uint32_t token_limit, std::uint32_t count) {
+std::vector<TokenLogprob> top_logprobs(std::span<const float> logits, std::uint32_t token_limit,
+                                       std::uint32_t count) {
   const std::span<const float> real = logits.first(usable(logits, token_limit));
   std::vector<std::uint32_t> ids(real.size());
   std::iota(ids.begin(), ids.end(), 0U);
   const std::size_t n = std::min<std::size_t>(count, ids.size());
-  std::partial_sort(ids.begin(), ids.begin() + static_cast<std::ptrdiff_t>(n), ids.end(), [&](auto a, auto b) {
-    return real[a] != real[b] ? real[a] > real[b] : a < b;
-  });
+  std::partial_sort(ids.begin(), ids.begin() + static_cast<std::ptrdiff_t>(n), ids.end(),
+                    [&](auto a, auto b) { return real[a] != real[b] ? real[a] > real[b] : a < b; });
   const double normaliser = log_sum_exp(real);
   std::vector<TokenLogprob> result;
   for (std::size_t i = 0; i < n; ++i) {

@@ -39,6 +39,7 @@ class Sampler {
 
 /// Log-probabilities of `chosen` and of the `count` likeliest tokens, from raw logits.
 TokenLogprob logprob_of(std::span<const float> logits, std::uint32_t token_limit, std::uint32_t chosen);
-std::vector<TokenLogprob> top_logprobs(std::span<const float> logits, std::uint32_t token_limit, std::uint32_t count);
+std::vector<TokenLogprob> top_logprobs(std::span<const float> logits, std::uint32_t token_limit,
+                                       std::uint32_t count);
 
 }  // namespace stoker

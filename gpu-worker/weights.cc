@@ -29,7 +29,8 @@ Result<WeightsImage> WeightsImage::parse(std::span<const std::byte> image) {
   if (header_bytes > image.size() - sizeof header_bytes) {
     return fail(Errc::corrupt, "weights image: the header is longer than the image");
   }
-  const std::string_view json(reinterpret_cast<const char*>(image.data()) + sizeof header_bytes, header_bytes);
+  const std::string_view json(reinterpret_cast<const char*>(image.data()) + sizeof header_bytes,
+                              header_bytes);
   auto tensors = parse_safetensors_header(json, header_bytes, image.size());
   if (!tensors) return fail(std::move(tensors).error(), "weights image");
   WeightsImage result;
@@ -56,11 +57,13 @@ Result<MatrixView> WeightsImage::matrix(std::string_view name, std::uint64_t row
     return fail(Errc::corrupt, "tensor " + tensor->name + " has shape " + shape_text(tensor->shape) +
                                    ", the configuration wants " + shape_text(want));
   }
-  MatrixView view{data(*tensor), tensor->dtype, static_cast<std::uint32_t>(rows), static_cast<std::uint32_t>(cols),
-                  nullptr, DType::other};
+  MatrixView view{
+      data(*tensor), tensor->dtype, static_cast<std::uint32_t>(rows), static_cast<std::uint32_t>(cols),
+      nullptr,       DType::other};
   if (tensor->dtype != DType::f8_e4m3) return view;
   const TensorInfo* scales = find(tensor->name + "_scale_inv");
-  if (scales == nullptr) return fail(Errc::missing, "tensor " + tensor->name + " is FP8 but has no _scale_inv");
+  if (scales == nullptr)
+    return fail(Errc::missing, "tensor " + tensor->name + " is FP8 but has no _scale_inv");
   view.scales = data(*scales);
   view.scale_dtype = scales->dtype;
   return view;

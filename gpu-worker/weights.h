@@ -29,7 +29,8 @@ class WeightsImage {
   static Result<WeightsImage> parse(std::span<const std::byte> image);
   [[nodiscard]] const TensorInfo* find(std::string_view name) const;
   /// A tensor as a matrix: 1-D becomes [1, n], [n, 1, k] becomes [n, k]. Errc::missing / corrupt by name.
-  [[nodiscard]] Result<MatrixView> matrix(std::string_view name, std::uint64_t rows, std::uint64_t cols) const;
+  [[nodiscard]] Result<MatrixView> matrix(std::string_view name, std::uint64_t rows,
+                                          std::uint64_t cols) const;
   [[nodiscard]] const std::byte* data(const TensorInfo& tensor) const { return image_.data() + tensor.begin; }
 
  private:

@@ -16,19 +16,19 @@ namespace stoker {
 
 inline constexpr std::uint64_t kPoolMagic = 0x314C4F4F504B5453ULL;  // "STKPOOL1", little endian
 inline constexpr std::uint32_t kLayoutVersion = 1;
-inline constexpr unsigned kProcessMax = 16;       ///< one bit each in SlotWord::readers
-inline constexpr unsigned kDemandMax = 1024;      ///< outstanding demands per process; power of two
+inline constexpr unsigned kProcessMax = 16;   ///< one bit each in SlotWord::readers
+inline constexpr unsigned kDemandMax = 1024;  ///< outstanding demands per process; power of two
 inline constexpr std::size_t kDemandErrorBytes = 224;
 inline constexpr std::size_t kPayloadPathBytes = 512;
 
 struct alignas(kPageBytes) PoolHeader {
-  std::atomic<std::uint64_t> magic;   ///< stored last with release; 0 while being built
+  std::atomic<std::uint64_t> magic;  ///< stored last with release; 0 while being built
   std::uint32_t layout_version;
-  std::uint32_t page_bytes;           ///< of the payload mapping as found after population
+  std::uint32_t page_bytes;  ///< of the payload mapping as found after population
   std::uint64_t layout_hash;
-  std::uint64_t slot_bytes;           ///< multiple of kDirectAlign
+  std::uint64_t slot_bytes;  ///< multiple of kDirectAlign
   std::uint32_t slot_count;
-  std::uint32_t expert_count;         ///< layers * experts_per_layer
+  std::uint32_t expert_count;  ///< layers * experts_per_layer
   std::uint32_t layers;
   std::uint32_t experts_per_layer;
   std::uint64_t checkpoint_fingerprint;
@@ -69,19 +69,19 @@ enum class DemandOrigin : std::uint32_t {
 };
 
 enum DemandFlags : std::uint32_t {
-  kDemandScan = 1,   ///< prefill: used once, must not displace the decode working set
+  kDemandScan = 1,  ///< prefill: used once, must not displace the decode working set
 };
 
 /// One outstanding demand. The worker owns it while free/granted/failed, the loader while pending.
 struct DemandEntry {
-  std::atomic<std::uint32_t> state;   ///< DemandState
-  std::atomic<std::uint32_t> expert;  ///< ExpertKey; range-checked by the loader
-  std::atomic<std::uint32_t> flags;   ///< DemandFlags
-  std::atomic<std::uint32_t> slot;    ///< granted: leased to the process already (its reader bit is set)
+  std::atomic<std::uint32_t> state;      ///< DemandState
+  std::atomic<std::uint32_t> expert;     ///< ExpertKey; range-checked by the loader
+  std::atomic<std::uint32_t> flags;      ///< DemandFlags
+  std::atomic<std::uint32_t> slot;       ///< granted: leased to the process already (its reader bit is set)
   std::atomic<std::uint32_t> from_disk;  ///< granted: DemandOrigin
   std::atomic<std::uint32_t> os_errno;   ///< failed
   std::uint64_t reserved_0;
-  char error[kDemandErrorBytes];      ///< failed: NUL-terminated text with file and offset
+  char error[kDemandErrorBytes];  ///< failed: NUL-terminated text with file and offset
 };
 static_assert(sizeof(DemandEntry) == 256);
 
@@ -89,7 +89,7 @@ enum class ProcessState : std::uint32_t { free = 0, attached = 1, dead = 2 };
 
 /// A process that may hold leases. The loader assigns the index (= reader bit) at attach.
 struct alignas(kPageBytes) ProcessEntry {
-  std::atomic<std::uint32_t> state;        ///< ProcessState, written by the loader
+  std::atomic<std::uint32_t> state;  ///< ProcessState, written by the loader
   std::atomic<std::uint32_t> pid;
   std::atomic<std::uint64_t> start_ticks;  ///< field 22 of /proc/<pid>/stat: defeats pid reuse
   alignas(kCacheLine) std::atomic<std::uint32_t> demand_head;  ///< worker: next index to write
@@ -118,8 +118,11 @@ constexpr std::uint64_t fnv(std::uint64_t hash, std::uint64_t value) {
 }
 constexpr std::uint64_t layout_hash() {
   std::uint64_t h = 0xCBF29CE484222325ULL;
-  for (std::uint64_t v : {std::uint64_t{kLayoutVersion}, std::uint64_t{kPageBytes},
-                          std::uint64_t{kCacheLine}, std::uint64_t{kProcessMax}, std::uint64_t{kDemandMax},
+  for (std::uint64_t v : {std::uint64_t{kLayoutVersion},
+                          std::uint64_t{kPageBytes},
+                          std::uint64_t{kCacheLine},
+                          std::uint64_t{kProcessMax},
+                          std::uint64_t{kDemandMax},
                           std::uint64_t{sizeof(PoolHeader)},
                           std::uint64_t{offsetof(PoolHeader, slot_bytes)},
                           std::uint64_t{offsetof(PoolHeader, epoch)},
@@ -127,13 +130,17 @@ constexpr std::uint64_t layout_hash() {
                           std::uint64_t{offsetof(PoolHeader, payload_path)},
                           std::uint64_t{sizeof(PoolCounters)},
                           std::uint64_t{offsetof(PoolCounters, worker)},
-                          std::uint64_t{sizeof(SlotControl)}, std::uint64_t{offsetof(SlotControl, expert)},
-                          std::uint64_t{offsetof(SlotControl, origin)}, std::uint64_t{sizeof(DemandEntry)},
-                          std::uint64_t{offsetof(DemandEntry, error)}, std::uint64_t{sizeof(ProcessEntry)},
+                          std::uint64_t{sizeof(SlotControl)},
+                          std::uint64_t{offsetof(SlotControl, expert)},
+                          std::uint64_t{offsetof(SlotControl, origin)},
+                          std::uint64_t{sizeof(DemandEntry)},
+                          std::uint64_t{offsetof(DemandEntry, error)},
+                          std::uint64_t{sizeof(ProcessEntry)},
                           std::uint64_t{offsetof(ProcessEntry, completions)},
                           std::uint64_t{offsetof(ProcessEntry, demand_ring)},
                           std::uint64_t{offsetof(ProcessEntry, demands)},
-                          std::uint64_t{sizeof(ExpertEntry)}, std::uint64_t{offsetof(ExpertEntry, usage)}})
+                          std::uint64_t{sizeof(ExpertEntry)},
+                          std::uint64_t{offsetof(ExpertEntry, usage)}})
     h = fnv(h, v);
   return h;
 }

@@ -21,15 +21,15 @@ namespace stoker {
 enum class HugePages { automatic, off };
 
 struct PoolSpec {
-  std::string name;                 ///< see pool_name(); one pool per run directory
-  std::uint64_t slot_bytes = 0;     ///< multiple of kDirectAlign
+  std::string name;              ///< see pool_name(); one pool per run directory
+  std::uint64_t slot_bytes = 0;  ///< multiple of kDirectAlign
   std::uint32_t slot_count = 0;
   std::uint32_t layers = 0;
   std::uint32_t experts_per_layer = 0;
   std::uint64_t checkpoint_fingerprint = 0;
-  bool group_access = false;        ///< mode 0660 instead of 0600
+  bool group_access = false;  ///< mode 0660 instead of 0600
   HugePages huge_pages = HugePages::automatic;
-  std::string hugetlbfs_dir;        ///< mount point of a hugetlbfs, "" = look in /proc/mounts
+  std::string hugetlbfs_dir;  ///< mount point of a hugetlbfs, "" = look in /proc/mounts
 };
 
 /// Shared-memory name prefix for a run directory (canonical path): "stoker.<16 hex>".
@@ -62,9 +62,9 @@ class Pool {
   [[nodiscard]] ProcessEntry& process(unsigned index) const;  ///< index < kProcessMax
   [[nodiscard]] std::span<SlotControl> slots() const;
   [[nodiscard]] std::span<ExpertEntry> experts() const;
-  [[nodiscard]] std::byte* payload(SlotId slot) const;        ///< first byte of a slot
+  [[nodiscard]] std::byte* payload(SlotId slot) const;  ///< first byte of a slot
   [[nodiscard]] std::span<std::byte> payload() const;
-  [[nodiscard]] std::uint64_t slot_bytes() const;             ///< validated copy, not re-read from shm
+  [[nodiscard]] std::uint64_t slot_bytes() const;  ///< validated copy, not re-read from shm
   [[nodiscard]] std::uint32_t slot_count() const;
   [[nodiscard]] std::uint32_t expert_count() const;
 

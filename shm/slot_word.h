@@ -54,11 +54,16 @@ constexpr SlotWord unpack(std::uint64_t bits) {
 constexpr bool transition_allowed(SlotState from, SlotState to) {
   using S = SlotState;
   switch (from) {
-    case S::free: return to == S::filling;
-    case S::filling: return to == S::ready || to == S::free || to == S::quarantined;
-    case S::ready: return to == S::ready || to == S::retiring;
-    case S::retiring: return to == S::retiring || to == S::free;
-    case S::quarantined: return to == S::free;
+    case S::free:
+      return to == S::filling;
+    case S::filling:
+      return to == S::ready || to == S::free || to == S::quarantined;
+    case S::ready:
+      return to == S::ready || to == S::retiring;
+    case S::retiring:
+      return to == S::retiring || to == S::free;
+    case S::quarantined:
+      return to == S::free;
   }
   return false;
 }

@@ -35,8 +35,8 @@ class WeightsSegment {
   ~WeightsSegment();
 
   [[nodiscard]] bool complete() const;
-  void mark_complete();  ///< release-stores the magic; loader only
-  [[nodiscard]] std::span<std::byte> writable();             ///< loader only; page-aligned (4096)
+  void mark_complete();                           ///< release-stores the magic; loader only
+  [[nodiscard]] std::span<std::byte> writable();  ///< loader only; page-aligned (4096)
   [[nodiscard]] std::span<const std::byte> image() const;
 
  private:

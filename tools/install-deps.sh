@@ -12,7 +12,7 @@ build_packages=(
   libpcre2-dev libutf8proc-dev libhwy-dev libtomlplusplus-dev libedit-dev libsystemd-dev catch2
 )
 nice_to_have=(ccache)
-test_packages=(clang-14 clang libclang-rt-14-dev clang-tidy clang-format shellcheck python3-venv debootstrap)
+test_packages=(clang-14 clang libclang-rt-14-dev clang-tidy clang-format shellcheck python3-venv debootstrap libbenchmark-dev)
 
 usage() {
   echo "usage: $0 [--tests] [--check]" >&2

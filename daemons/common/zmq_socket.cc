@@ -1,6 +1,7 @@
 #include "daemons/common/zmq_socket.h"
 
 #include <sys/stat.h>
+#include <unistd.h>
 #include <zmq.h>
 
 #include <array>
@@ -64,6 +65,15 @@ Result<ZmqContext> ZmqContext::make() {
 
 void ZmqSocket::Close::operator()(void* socket) const { zmq_close(socket); }
 
+ZmqSocket::SocketFile::~SocketFile() {
+  if (!path_.empty()) ::unlink(path_.c_str());
+}
+
+ZmqSocket::SocketFile& ZmqSocket::SocketFile::operator=(SocketFile&& other) noexcept {
+  std::swap(path_, other.path_);
+  return *this;
+}
+
 Result<ZmqSocket> ZmqSocket::open(const ZmqContext& context, ZmqRole role, const std::string& path,
                                   const ZmqOptions& options) {
   if (path.size() > limits::kSocketPathBytes)
@@ -93,6 +103,7 @@ Result<ZmqSocket> ZmqSocket::bind(const ZmqContext& context, ZmqRole role, const
   // libzmq creates the file in this call, on this thread, after removing a stale one.
   const UmaskGuard guard(options.group_access ? 0117 : 0177);
   if (zmq_bind(socket.handle(), ("ipc://" + path).c_str()) != 0) return zmq_fail("cannot listen on " + path);
+  socket.file_ = SocketFile(path);
   return socket;
 }
 

@@ -7,6 +7,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "shm/base/clock.h"
@@ -48,6 +49,7 @@ enum class SendOutcome : std::uint8_t {
 class ZmqSocket {
  public:
   /// Binds to the socket file `path`. A ROUTER reports unknown peers (peer_gone) instead of dropping.
+  /// The file is removed when the socket goes; the caller makes sure (with a lock) that it is alone there.
   /// Errc::invalid when the path is longer than a socket address can be, with both numbers.
   static Result<ZmqSocket> bind(const ZmqContext& context, ZmqRole role, const std::string& path,
                                 const ZmqOptions& options);
@@ -66,9 +68,22 @@ class ZmqSocket {
   struct Close {
     void operator()(void* socket) const;
   };
+  /// Removes the socket file of a bound socket: libzmq leaves it.
+  class SocketFile {
+   public:
+    SocketFile() = default;
+    explicit SocketFile(std::string path) : path_(std::move(path)) {}
+    SocketFile(SocketFile&& other) noexcept : path_(std::exchange(other.path_, {})) {}
+    SocketFile& operator=(SocketFile&& other) noexcept;
+    ~SocketFile();
+
+   private:
+    std::string path_;
+  };
   static Result<ZmqSocket> open(const ZmqContext& context, ZmqRole role, const std::string& path,
                                 const ZmqOptions& options);
   explicit ZmqSocket(void* socket) : socket_(socket) {}
+  SocketFile file_;
   std::unique_ptr<void, Close> socket_;
 };
 

@@ -1,4 +1,5 @@
 // From the weights image to typed matrices: every tensor found, its shape, dtype and scales checked.
+#include <array>
 #include <atomic>
 #include <cmath>
 #include <cstring>
@@ -31,6 +32,8 @@ class Binder {
   Result<void> moe(std::size_t index, MoeWeights& out);
   Result<DType> expert_dtype();
   Result<void> check_expert_scales();
+  Result<void> bad_expert_scale(std::uint32_t layer, const std::byte* scales,
+                                const std::array<std::uint64_t, 3>& tiles);
 
   const ModelConfig& config_;
   const WeightsImage& image_;
@@ -54,7 +57,8 @@ Result<void> Binder::check_finite(const std::string& name, const MatrixView& vie
     if (kernels_.has_non_finite(from, view.dtype, end - begin)) bad.store(true, std::memory_order_relaxed);
   });
   if (!bad.load()) return {};
-  return fail(Errc::corrupt, "tensor " + name + " holds NaN or infinity: the checkpoint is damaged, run `stoker verify`");
+  return fail(Errc::corrupt,
+              "tensor " + name + " holds NaN or infinity: the checkpoint is damaged, run `stoker verify`");
 }
 
 Result<Matrix> Binder::matrix(const std::string& name, std::uint64_t rows, std::uint64_t cols) {
@@ -75,7 +79,8 @@ Result<Matrix> Binder::matrix(const std::string& name, std::uint64_t rows, std::
 Result<const float*> Binder::widen_scales(const std::string& name, std::uint64_t rows, std::uint64_t cols) {
   const std::string scale_name = name + "_scale_inv";
   if (config_.scale_block_rows == 0 || config_.scale_block_cols == 0) {
-    return fail(Errc::corrupt, "tensor " + name + " is FP8, but config.json has no quantization_config block size");
+    return fail(Errc::corrupt,
+                "tensor " + name + " is FP8, but config.json has no quantization_config block size");
   }
   const std::uint64_t tile_rows = (rows + config_.scale_block_rows - 1) / config_.scale_block_rows;
   const std::uint64_t tile_cols = (cols + config_.scale_block_cols - 1) / config_.scale_block_cols;
@@ -84,7 +89,8 @@ Result<const float*> Binder::widen_scales(const std::string& name, std::uint64_t
   return scales_.back().data();
 }
 
-Result<FloatBuffer> Binder::floats(const std::string& name, std::uint64_t rows, std::uint64_t cols, float offset) {
+Result<FloatBuffer> Binder::floats(const std::string& name, std::uint64_t rows, std::uint64_t cols,
+                                   float offset) {
   STOKER_TRY(const MatrixView view, image_.matrix(name, rows, cols));
   if (!runnable(view.dtype) || view.dtype == DType::f8_e4m3) {
     return fail(Errc::unsupported, "tensor " + name + " has dtype " + std::string(dtype_name(view.dtype)) +
@@ -149,7 +155,8 @@ Result<void> Binder::moe(std::size_t index, MoeWeights& out) {
 
 Result<void> Binder::layer(std::size_t index, LayerWeights& out) {
   out.mixer = config_.mixers[index];
-  STOKER_TRY(out.input_norm, floats(layer_name(index, "input_layernorm.weight"), 1, config_.hidden_size, 1.0F));
+  STOKER_TRY(out.input_norm,
+             floats(layer_name(index, "input_layernorm.weight"), 1, config_.hidden_size, 1.0F));
   STOKER_TRY(out.post_norm,
              floats(layer_name(index, "post_attention_layernorm.weight"), 1, config_.hidden_size, 1.0F));
   if (out.mixer == MixerType::full_attention) {
@@ -178,23 +185,37 @@ Result<DType> Binder::expert_dtype() {
 Result<void> Binder::check_expert_scales() {
   const ModelConfig& c = config_;
   if (c.scale_block_rows == 0 || c.scale_block_cols == 0) {
-    return fail(Errc::corrupt, "routed experts are FP8, but config.json has no quantization_config block size");
+    return fail(Errc::corrupt,
+                "routed experts are FP8, but config.json has no quantization_config block size");
   }
   const auto tiles = [&](std::uint64_t rows, std::uint64_t cols) {
     return ((rows + c.scale_block_rows - 1) / c.scale_block_rows) *
            ((cols + c.scale_block_cols - 1) / c.scale_block_cols);
   };
-  const std::uint64_t per_expert =
-      2 * tiles(c.moe_intermediate, c.hidden_size) + tiles(c.hidden_size, c.moe_intermediate);
+  const std::uint64_t gate_tiles = tiles(c.moe_intermediate, c.hidden_size);
+  const std::array<std::uint64_t, 3> parts{gate_tiles, gate_tiles, tiles(c.hidden_size, c.moe_intermediate)};
+  const std::uint64_t per_expert = parts[0] + parts[1] + parts[2];
   for (std::uint32_t i = 0; i < c.layers; ++i) {
     const std::string name = "stoker.layers." + std::to_string(i) + ".expert_scales";
     STOKER_TRY(const MatrixView view, image_.matrix(name, c.experts, per_expert));
     if (view.dtype != DType::f32) return fail(Errc::corrupt, "tensor " + name + " must be F32");
     if (!kernels_.has_non_finite(view.data, DType::f32, c.experts * per_expert)) continue;
-    for (std::uint32_t e = 0; e < c.experts; ++e) {
-      if (!kernels_.has_non_finite(view.data + e * per_expert * 4, DType::f32, per_expert)) continue;
-      return fail(Errc::corrupt, "a weight_scale_inv of model.layers." + std::to_string(i) + ".mlp.experts." +
-                                     std::to_string(e) + " is NaN or infinite: the checkpoint is damaged");
+    return bad_expert_scale(i, view.data, parts);
+  }
+  return {};
+}
+
+/// Names the tensor of the first scale of a layer that is not finite; there is one.
+Result<void> Binder::bad_expert_scale(std::uint32_t layer, const std::byte* scales,
+                                      const std::array<std::uint64_t, 3>& tiles) {
+  static constexpr std::array kMatrices{"gate_proj", "up_proj", "down_proj"};
+  for (std::uint32_t e = 0; e < config_.experts; ++e) {
+    for (std::size_t m = 0; m < tiles.size(); scales += tiles[m++] * sizeof(float)) {
+      if (!kernels_.has_non_finite(scales, DType::f32, tiles[m])) continue;
+      return fail(Errc::corrupt, "tensor " + layer_name(layer, "mlp.experts.") + std::to_string(e) + "." +
+                                     kMatrices[m] +
+                                     ".weight_scale_inv holds NaN or infinity: the checkpoint is damaged, "
+                                     "run `stoker verify`");
     }
   }
   return {};
@@ -221,7 +242,9 @@ Result<ModelWeights> Binder::bind() {
 
 /// Relations that the layers rely on; config.cc checks them too, but a model must not trust its caller.
 Result<void> check_config(const ModelConfig& c) {
-  const auto bad = [](const std::string& what) { return fail(Errc::invalid, "model configuration: " + what); };
+  const auto bad = [](const std::string& what) {
+    return fail(Errc::invalid, "model configuration: " + what);
+  };
   if (c.hidden_size == 0 || c.vocab_size == 0 || c.layers == 0) return bad("a dimension is 0");
   if (c.mixers.size() != c.layers) return bad("layer_types must name every layer");
   if (c.experts == 0 || c.experts > UINT16_MAX) return bad("num_experts must be 1 to 65535");
@@ -234,7 +257,8 @@ Result<void> check_config(const ModelConfig& c) {
       if (c.kv_heads == 0 || c.attention_heads % c.kv_heads != 0 || c.head_dim == 0) {
         return bad("num_attention_heads must be a multiple of num_key_value_heads");
       }
-      if (c.rotary_dim % 2 != 0 || c.rotary_dim > c.head_dim) return bad("rotary dimension must be even, <= head_dim");
+      if (c.rotary_dim % 2 != 0 || c.rotary_dim > c.head_dim)
+        return bad("rotary dimension must be even, <= head_dim");
     } else if (c.conv_kernel > kConvTapsMax) {
       return bad("linear_conv_kernel_dim " + std::to_string(c.conv_kernel) + " is more than " +
                  std::to_string(kConvTapsMax));
@@ -257,8 +281,8 @@ Dims::Dims(const ModelConfig& c)
       kv_dim(c.kv_heads * c.head_dim),
       q_per_kv(c.kv_heads == 0 ? 0 : c.attention_heads / c.kv_heads) {}
 
-Result<ModelWeights> bind_weights(const ModelConfig& config, const WeightsImage& image, const Kernels& kernels,
-                                  ThreadPool& pool) {
+Result<ModelWeights> bind_weights(const ModelConfig& config, const WeightsImage& image,
+                                  const Kernels& kernels, ThreadPool& pool) {
   STOKER_TRY_VOID(check_config(config));
   return Binder(config, image, kernels, pool).bind();
 }

@@ -9,7 +9,7 @@
 namespace stoker {
 namespace {
 
-constexpr float kL2Eps = 1e-6F;       // model.md trap 8
+constexpr float kL2Eps = 1e-6F;          // model.md trap 8
 constexpr std::size_t kConvGrain = 512;  ///< channels per work item
 
 float sigmoid(float x) { return static_cast<float>(1.0 / (1.0 + std::exp(-static_cast<double>(x)))); }
@@ -89,8 +89,9 @@ void CpuModel::delta_rule(const Step& step, std::size_t layer) {
           static_cast<CpuSequence*>(step.segments[segment].sequence)->recurrent(layer) + head * dk * dv;
       for (std::size_t row = first_row_[segment]; row < first_row_[segment + 1]; ++row) {
         const float* b = side_.data() + row * 2 * value_heads;
-        const double g = static_cast<double>(w.neg_exp_a[head]) *
-                         softplus(static_cast<double>(b[value_heads + head]) + static_cast<double>(w.dt_bias[head]));
+        const double g =
+            static_cast<double>(w.neg_exp_a[head]) *
+            softplus(static_cast<double>(b[value_heads + head]) + static_cast<double>(w.dt_bias[head]));
         const float* c = conv_.data() + row * dims_.conv_dim;
         float* o = core_.data() + row * dims_.value_dim + head * dv;
         kernels_.delta_step({state, config_.linear_key_dim, config_.linear_value_dim, c + key_head * dk,

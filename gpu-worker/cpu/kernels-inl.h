@@ -2,8 +2,8 @@
 // namespace, by kernels.cc and kernels_portable.cc; not a stand-alone header.
 
 #if defined(STOKER_PORTABLE)
-inline constexpr std::size_t kTileX = 2;   ///< rows of x per tile
-inline constexpr std::size_t kTileW = 4;   ///< rows of W per tile when x has many rows
+inline constexpr std::size_t kTileX = 2;  ///< rows of x per tile
+inline constexpr std::size_t kTileW = 4;  ///< rows of W per tile when x has many rows
 #else
 // AVX-512 has 32 registers: 4 x 4 accumulators. AVX2 has 16, and needs two per accumulator: 2 x 2.
 inline constexpr std::size_t kTileX = kParts == 1 ? 4 : 2;
@@ -111,7 +111,8 @@ STOKER_INLINE void row_group(const MatmulArgs& a, std::uint32_t row, const std::
 
 template <class W, std::size_t R>
 STOKER_INLINE void row_pointers(const Matrix& m, std::uint32_t row, const std::byte** w) {
-  for (std::size_t r = 0; r < R; ++r) w[r] = m.data + (row + static_cast<std::uint32_t>(r)) * m.cols * W::bytes;
+  for (std::size_t r = 0; r < R; ++r)
+    w[r] = m.data + (row + static_cast<std::uint32_t>(r)) * m.cols * W::bytes;
 }
 
 /// Few rows of x: weights go from memory straight into the tile.
@@ -168,10 +169,14 @@ void decode_row_as(const Matrix& m, std::uint32_t row, float* out) {
 
 void decode_row(const Matrix& m, std::uint32_t row, float* out) {
   switch (m.dtype) {
-    case DType::f8_e4m3: return decode_row_as<F8>(m, row, out);
-    case DType::bf16: return decode_row_as<Bf16>(m, row, out);
-    case DType::f16: return decode_row_as<F16>(m, row, out);
-    default: return decode_row_as<F32>(m, row, out);
+    case DType::f8_e4m3:
+      return decode_row_as<F8>(m, row, out);
+    case DType::bf16:
+      return decode_row_as<Bf16>(m, row, out);
+    case DType::f16:
+      return decode_row_as<F16>(m, row, out);
+    default:
+      return decode_row_as<F32>(m, row, out);
   }
 }
 
@@ -193,12 +198,17 @@ void matmul_panel(const MatmulArgs& a, std::uint32_t begin, std::uint32_t end, f
 
 void matmul(const MatmulArgs& a, std::uint32_t begin, std::uint32_t end, float* scratch) {
   const bool odd_tiles = a.w.dtype == DType::f8_e4m3 && a.w.block_cols % 16 != 0;
-  if (odd_tiles || (a.n >= kPanelFrom && a.w.dtype != DType::f32)) return matmul_panel(a, begin, end, scratch);
+  if (odd_tiles || (a.n >= kPanelFrom && a.w.dtype != DType::f32))
+    return matmul_panel(a, begin, end, scratch);
   switch (a.w.dtype) {
-    case DType::f8_e4m3: return matmul_direct<F8>(a, begin, end);
-    case DType::bf16: return matmul_direct<Bf16>(a, begin, end);
-    case DType::f16: return matmul_direct<F16>(a, begin, end);
-    default: return matmul_direct<F32>(a, begin, end);
+    case DType::f8_e4m3:
+      return matmul_direct<F8>(a, begin, end);
+    case DType::bf16:
+      return matmul_direct<Bf16>(a, begin, end);
+    case DType::f16:
+      return matmul_direct<F16>(a, begin, end);
+    default:
+      return matmul_direct<F32>(a, begin, end);
   }
 }
 
@@ -212,14 +222,16 @@ STOKER_INLINE float dot_inline(const float* a, const float* b, std::size_t n) {
 float dot(const float* a, const float* b, std::size_t n) { return dot_inline(a, b, n); }
 
 /// y[i] = op(inputs of lane i) for n elements, the tail through zero-padded lanes.
-#define STOKER_MAP(n, i, body_full, body_tail)     \
-  do {                                             \
-    std::size_t i = 0;                             \
-    for (; i + 16 <= (n); i += 16) { body_full; }  \
-    if (i < (n)) {                                 \
-      const std::size_t tail = (n) - i;            \
-      body_tail;                                   \
-    }                                              \
+#define STOKER_MAP(n, i, body_full, body_tail) \
+  do {                                         \
+    std::size_t i = 0;                         \
+    for (; i + 16 <= (n); i += 16) {           \
+      body_full;                               \
+    }                                          \
+    if (i < (n)) {                             \
+      const std::size_t tail = (n)-i;          \
+      body_tail;                               \
+    }                                          \
   } while (false)
 
 void rms_norm(const float* x, const float* w, std::size_t n, float eps, float* y) {
@@ -232,11 +244,11 @@ void rms_norm(const float* x, const float* w, std::size_t n, float eps, float* y
 void gated_norm(const float* o, const float* z, const float* w, std::size_t n, float eps, float* y) {
   const float mean = dot_inline(o, o, n) / static_cast<float>(n);
   const V r = v_set(1.0F / std::sqrt(mean + eps));
-  STOKER_MAP(n, i,
-             v_store(v_mul(v_mul(v_mul(v_load(o + i), r), v_load(w + i)), v_silu(v_load(z + i))), y + i),
-             v_store_n(v_mul(v_mul(v_mul(v_load_n(o + i, tail), r), v_load_n(w + i, tail)),
-                             v_silu(v_load_n(z + i, tail))),
-                       y + i, tail));
+  STOKER_MAP(
+      n, i, v_store(v_mul(v_mul(v_mul(v_load(o + i), r), v_load(w + i)), v_silu(v_load(z + i))), y + i),
+      v_store_n(
+          v_mul(v_mul(v_mul(v_load_n(o + i, tail), r), v_load_n(w + i, tail)), v_silu(v_load_n(z + i, tail))),
+          y + i, tail));
 }
 
 void l2_norm(float* x, std::size_t n, float eps, float scale) {
@@ -292,7 +304,8 @@ STOKER_INLINE void delta_columns(const DeltaArgs& a, std::size_t j, float kq) {
   for (std::uint32_t i = 0; i < a.dk; ++i) {
     const V k = v_set(a.k[i]);
     float* row = a.state + std::size_t{i} * a.dv + j;
-    for (std::size_t c = 0; c < C; ++c) v_store(v_fma(k, d[c], v_mul(decay, v_load(row + 16 * c))), row + 16 * c);
+    for (std::size_t c = 0; c < C; ++c)
+      v_store(v_fma(k, d[c], v_mul(decay, v_load(row + 16 * c))), row + 16 * c);
   }
 }
 /// The last n (< 16) columns, through padded lanes; same operations per column.
@@ -366,8 +379,8 @@ bool all_finite(const float* x, std::size_t n) {
   return v_sum(acc) == 0.0F;
 }
 
-void attention_scores(const float* q, std::uint32_t heads, const float* k, std::uint32_t count, std::uint32_t dim,
-                      float scale, float* scores, std::size_t score_stride) {
+void attention_scores(const float* q, std::uint32_t heads, const float* k, std::uint32_t count,
+                      std::uint32_t dim, float scale, float* scores, std::size_t score_stride) {
   for (std::uint32_t t = 0; t < count; ++t) {
     const float* key = k + std::size_t{t} * dim;
     for (std::uint32_t g = 0; g < heads; ++g) {
@@ -383,7 +396,8 @@ STOKER_INLINE void value_columns(const float* p, const float* v, std::uint32_t c
   for (std::size_t c = 0; c < C; ++c) acc[c] = v_load(out + 16 * c);
   for (std::uint32_t t = 0; t < count; ++t) {
     const V weight = v_set(p[t]);
-    for (std::size_t c = 0; c < C; ++c) acc[c] = v_fma(weight, v_load(v + std::size_t{t} * dim + 16 * c), acc[c]);
+    for (std::size_t c = 0; c < C; ++c)
+      acc[c] = v_fma(weight, v_load(v + std::size_t{t} * dim + 16 * c), acc[c]);
   }
   for (std::size_t c = 0; c < C; ++c) v_store(acc[c], out + 16 * c);
 }
@@ -416,18 +430,22 @@ bool has_exponent_ones(const std::byte* data, std::size_t n, Int mask) {
 }
 bool has_non_finite(const std::byte* data, DType dtype, std::size_t n) {
   switch (dtype) {
-    case DType::f8_e4m3: return has_exponent_ones<std::uint8_t>(data, n, 0x7F);
-    case DType::bf16: return has_exponent_ones<std::uint16_t>(data, n, 0x7F80);
-    case DType::f16: return has_exponent_ones<std::uint16_t>(data, n, 0x7C00);
-    default: return has_exponent_ones<std::uint32_t>(data, n, 0x7F80'0000U);
+    case DType::f8_e4m3:
+      return has_exponent_ones<std::uint8_t>(data, n, 0x7F);
+    case DType::bf16:
+      return has_exponent_ones<std::uint16_t>(data, n, 0x7F80);
+    case DType::f16:
+      return has_exponent_ones<std::uint16_t>(data, n, 0x7C00);
+    default:
+      return has_exponent_ones<std::uint32_t>(data, n, 0x7F80'0000U);
   }
 }
 
 const Kernels* table() {
   static constexpr Kernels kTable = {
-      STOKER_TABLE_NAME, matmul, decode_row, dot,  rms_norm, gated_norm, l2_norm,          conv_silu,
-      delta_step,        silu_mul, sigmoid_mul, softmax, axpy, add,      all_finite,       attention_scores,
-      attention_values,  has_non_finite};
+      STOKER_TABLE_NAME, matmul,           decode_row,       dot,           rms_norm, gated_norm, l2_norm,
+      conv_silu,         delta_step,       silu_mul,         sigmoid_mul,   softmax,  axpy,       add,
+      all_finite,        attention_scores, attention_values, has_non_finite};
   return &kTable;
 }
 #undef STOKER_MAP

@@ -60,7 +60,7 @@ constexpr std::array kChoices = {
 #if (HWY_TARGETS) & HWY_AVX2
     Choice{Simd::avx2, "avx2", N_AVX2::kernel_table, HWY_AVX2},
 #endif
-#if ((HWY_TARGETS) & HWY_NEON) && defined(__aarch64__)
+#if ((HWY_TARGETS)&HWY_NEON) && defined(__aarch64__)
     Choice{Simd::automatic, "neon", N_NEON::kernel_table, HWY_NEON},
 #endif
     Choice{Simd::scalar, "scalar", portable::kernel_table, 0},
@@ -75,8 +75,8 @@ Result<const Kernels*> select_kernels(Simd simd) {
     if (simd == choice.simd && !supported) break;
     if (supported && (simd == Simd::automatic || simd == choice.simd)) return choice.table();
   }
-  return fail(Errc::unsupported, std::string("this CPU (or this build) has no ") + wanted +
-                                     "; use simd = automatic, or scalar");
+  return fail(Errc::unsupported,
+              std::string("this CPU (or this build) has no ") + wanted + "; use simd = automatic, or scalar");
 }
 
 namespace {

@@ -30,9 +30,7 @@ struct Matrix {
   const float* scales = nullptr;
   std::uint32_t block_rows = 0, block_cols = 0;
 
-  [[nodiscard]] std::size_t bytes() const {
-    return std::size_t{rows} * cols * dtype_bytes(dtype);
-  }
+  [[nodiscard]] std::size_t bytes() const { return std::size_t{rows} * cols * dtype_bytes(dtype); }
   [[nodiscard]] std::uint32_t scale_cols() const {
     return block_cols == 0 ? 0 : (cols + block_cols - 1) / block_cols;
   }
@@ -41,8 +39,8 @@ struct Matrix {
 /// y[i][scatter ? scatter[r] : r] = sum_k W[r][k] x[i][k] for r in [row_begin, row_end), i in [0, n).
 struct MatmulArgs {
   Matrix w;
-  const float* const* x = nullptr;         ///< n rows of w.cols floats
-  float* const* y = nullptr;               ///< n rows
+  const float* const* x = nullptr;  ///< n rows of w.cols floats
+  float* const* y = nullptr;        ///< n rows
   std::uint32_t n = 0;
   const std::uint32_t* scatter = nullptr;  ///< destination column of each row of W; null: identity
 };

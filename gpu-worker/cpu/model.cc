@@ -42,7 +42,8 @@ std::vector<std::uint32_t> q_columns(const ModelConfig& c, const Dims& dims) {
   std::vector<std::uint32_t> columns;
   for (std::uint32_t head = 0; head < c.attention_heads; ++head) {
     for (std::uint32_t part = 0; part < 2; ++part) {
-      for (std::uint32_t i = 0; i < c.head_dim; ++i) columns.push_back(part * dims.q_dim + head * c.head_dim + i);
+      for (std::uint32_t i = 0; i < c.head_dim; ++i)
+        columns.push_back(part * dims.q_dim + head * c.head_dim + i);
     }
   }
   return columns;
@@ -97,7 +98,8 @@ CpuModel::CpuModel(const ModelConfig& config, const CpuOptions& options, const C
   event_tiers_.resize(config_.experts);
   event_scores_.resize(config_.experts);
   order_.resize(config_.experts);
-  const std::size_t widest = std::max({hidden, inner, std::size_t{dims_.value_dim}, std::size_t{dims_.q_dim}});
+  const std::size_t widest =
+      std::max({hidden, inner, std::size_t{dims_.value_dim}, std::size_t{dims_.q_dim}});
   scratch_stride_ = kPanelRows * widest;
   scratch_ = FloatBuffer(scratch_stride_ * pool_->threads());
 }

@@ -25,7 +25,7 @@ struct DeltaNetWeights {
   FloatBuffer conv;       ///< [taps][conv_dim], oldest tap first
   FloatBuffer neg_exp_a;  ///< -exp(A_log), per value head
   FloatBuffer dt_bias;
-  FloatBuffer norm;       ///< plain w (model.md trap 1)
+  FloatBuffer norm;  ///< plain w (model.md trap 1)
 };
 
 struct AttentionWeights {
@@ -34,9 +34,9 @@ struct AttentionWeights {
 };
 
 struct MoeWeights {
-  Matrix router;                                ///< [experts, hidden]
-  Matrix shared_scale;                          ///< [1, hidden]: the shared expert's sigmoid gate
-  Matrix shared_gate, shared_up, shared_down;   ///< absent when shared_intermediate == 0
+  Matrix router;                               ///< [experts, hidden]
+  Matrix shared_scale;                         ///< [1, hidden]: the shared expert's sigmoid gate
+  Matrix shared_gate, shared_up, shared_down;  ///< absent when shared_intermediate == 0
 };
 
 struct LayerWeights {
@@ -56,8 +56,8 @@ struct ModelWeights {
 };
 
 /// Binds and checks every tensor that `config` implies. Errors name the tensor.
-Result<ModelWeights> bind_weights(const ModelConfig& config, const WeightsImage& image, const Kernels& kernels,
-                                  ThreadPool& pool);
+Result<ModelWeights> bind_weights(const ModelConfig& config, const WeightsImage& image,
+                                  const Kernels& kernels, ThreadPool& pool);
 
 /// One row of the batch: a token of a segment.
 struct Row {
@@ -175,24 +175,24 @@ class CpuModel final : public Model {
   FloatBuffer ahead_;                     ///< the next layer's, for look-ahead
   FloatBuffer topk_weight_;               ///< [experts_per_token]
   std::vector<std::uint32_t> topk_id_;
-  std::vector<ExpertUse> uses_;           ///< [experts]
-  std::vector<std::uint32_t> use_list_;   ///< row * top-k + rank, grouped by expert
+  std::vector<ExpertUse> uses_;          ///< [experts]
+  std::vector<std::uint32_t> use_list_;  ///< row * top-k + rank, grouped by expert
   std::vector<ExpertId> wanted_;
-  FloatBuffer expert_out_;                ///< [row][rank][hidden]
-  FloatBuffer gate_, up_;                 ///< [row][intermediate]
-  FloatBuffer shared_out_, shared_sigma_; ///< [hidden], [1]
+  FloatBuffer expert_out_;                 ///< [row][rank][hidden]
+  FloatBuffer gate_, up_;                  ///< [row][intermediate]
+  FloatBuffer shared_out_, shared_sigma_;  ///< [hidden], [1]
   std::vector<const float*> x_rows_;
   std::vector<float*> y_rows_, up_rows_;
   std::vector<const float*> act_rows_;
-  std::vector<float> scores_;             ///< attention scores, per thread
+  std::vector<float> scores_;  ///< attention scores, per thread
   std::size_t scores_stride_ = 0;
-  FloatBuffer scratch_;                   ///< weight panels, per thread
+  FloatBuffer scratch_;  ///< weight panels, per thread
   std::size_t scratch_stride_ = 0;
   std::vector<float> logits_;
   std::vector<ExpertId> event_ids_;
   std::vector<Tier> event_tiers_;
   std::vector<float> event_scores_;
-  std::vector<std::uint32_t> order_;      ///< look-ahead candidates
+  std::vector<std::uint32_t> order_;  ///< look-ahead candidates
 };
 
 }  // namespace stoker

@@ -38,7 +38,8 @@ void CpuModel::route(const Step& step, std::size_t layer) {
 }
 
 /// The `count` largest by insertion, largest first; equal values: the lower id first.
-void CpuModel::choose(const float* probabilities, std::uint32_t count, std::uint32_t* ids, float* weights) const {
+void CpuModel::choose(const float* probabilities, std::uint32_t count, std::uint32_t* ids,
+                      float* weights) const {
   std::uint32_t held = 0;
   for (std::uint32_t id = 0; id < config_.experts; ++id) {
     const float p = probabilities[id];
@@ -84,7 +85,8 @@ void CpuModel::look_ahead(const Step& step, std::size_t layer) {
   if (layer + 1 >= weights_.layers.size()) return;
   const std::size_t experts = config_.experts;
   const std::uint32_t count = std::min(options_.lookahead, config_.experts);
-  matmul(weights_.layers[layer + 1].moe.router, h_.data(), config_.hidden_size, ahead_.data(), experts, rows());
+  matmul(weights_.layers[layer + 1].moe.router, h_.data(), config_.hidden_size, ahead_.data(), experts,
+         rows());
   for (std::size_t r = 0; r < rows(); ++r) {
     if (!row_alive(step, r)) continue;
     float* p = ahead_.data() + r * experts;
@@ -148,10 +150,18 @@ namespace {
 void count_tier(StepStats& stats, Tier tier) {
   switch (tier) {
     case Tier::vram:
-    case Tier::pool: ++stats.pool; break;
-    case Tier::pool_hinted: ++stats.hinted; break;
-    case Tier::disk: ++stats.disk; break;
-    case Tier::disk_late_hint: ++stats.late_hint; break;
+    case Tier::pool:
+      ++stats.pool;
+      break;
+    case Tier::pool_hinted:
+      ++stats.hinted;
+      break;
+    case Tier::disk:
+      ++stats.disk;
+      break;
+    case Tier::disk_late_hint:
+      ++stats.late_hint;
+      break;
   }
 }
 
@@ -191,7 +201,8 @@ void CpuModel::run_expert(Step& step, std::size_t, const LeasedExpert& expert) {
     const auto to = static_cast<std::uint32_t>(end);
     kernels_.matmul(gate_args, from, to, scratch(thread));
     kernels_.matmul(up_args, from, to, scratch(thread));
-    for (std::uint32_t i = 0; i < n; ++i) kernels_.silu_mul(y_rows_[i] + begin, up_rows_[i] + begin, end - begin);
+    for (std::uint32_t i = 0; i < n; ++i)
+      kernels_.silu_mul(y_rows_[i] + begin, up_rows_[i] + begin, end - begin);
   });
   for (std::uint32_t i = 0; i < n; ++i) {
     y_rows_[i] = expert_out_.data() + std::size_t{use_list_[use.first + i]} * hidden;

@@ -11,8 +11,7 @@ struct Sizes {
 
 Sizes sizes_of(const ModelConfig& c) {
   const std::uint64_t heads = c.linear_value_heads;
-  const std::uint64_t channels =
-      2ULL * c.linear_key_heads * c.linear_key_dim + heads * c.linear_value_dim;
+  const std::uint64_t channels = 2ULL * c.linear_key_heads * c.linear_key_dim + heads * c.linear_value_dim;
   return {heads * c.linear_key_dim * c.linear_value_dim, channels * (c.conv_kernel - 1),
           2ULL * c.kv_heads * kKvBlock * c.head_dim};
 }

@@ -127,11 +127,11 @@ HWY_INLINE V v_load(const float* p) {
 }
 HWY_INLINE void v_store(const V& v, float* p) { STOKER_EACH hn::StoreU(v.p[i], DF(), p + i * kLanes); }
 
-#define STOKER_LANEWISE(name, op)                        \
-  HWY_INLINE V name(const V& x, const V& y) {            \
-    V r;                                                 \
-    STOKER_EACH r.p[i] = hn::op(x.p[i], y.p[i]);         \
-    return r;                                            \
+#define STOKER_LANEWISE(name, op)                \
+  HWY_INLINE V name(const V& x, const V& y) {    \
+    V r;                                         \
+    STOKER_EACH r.p[i] = hn::op(x.p[i], y.p[i]); \
+    return r;                                    \
   }
 STOKER_LANEWISE(v_add, Add)
 STOKER_LANEWISE(v_sub, Sub)
@@ -274,6 +274,4 @@ STOKER_INLINE V v_sigmoid(const V& x) {
   return v_div(one, v_add(one, v_exp(v_sub(v_set(0.0F), x))));
 }
 /// x / (1 + e^-x)
-STOKER_INLINE V v_silu(const V& x) {
-  return v_div(x, v_add(v_set(1.0F), v_exp(v_sub(v_set(0.0F), x))));
-}
+STOKER_INLINE V v_silu(const V& x) { return v_div(x, v_add(v_set(1.0F), v_exp(v_sub(v_set(0.0F), x)))); }

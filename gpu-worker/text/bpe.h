@@ -8,8 +8,8 @@
 
 namespace stoker {
 
-/// Token ids merge pairwise, lowest rank first and leftmost among equals, until no neighbouring pair is in the
-/// table (model.md 6). Immutable after construction, hence safe from several threads.
+/// Token ids merge pairwise, lowest rank first and leftmost among equals, until no neighbouring pair is in
+/// the table (model.md 6). Immutable after construction, hence safe from several threads.
 class Bpe {
  public:
   struct Merge {

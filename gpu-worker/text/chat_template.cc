@@ -172,9 +172,11 @@ Result<ChatTemplate> ChatTemplate::load(const std::string& directory) {
     path = directory + "/tokenizer_config.json";
     text = template_in_config(path);
     if (!text && text.error().code == Errc::missing) {
-      return fail(Errc::missing,
-                  directory + " has no chat template: neither chat_template.jinja nor chat_template in "
-                              "tokenizer_config.json; fetch the file from the checkpoint's page, or prompt with raw text");
+      return fail(
+          Errc::missing,
+          directory +
+              " has no chat template: neither chat_template.jinja nor chat_template in "
+              "tokenizer_config.json; fetch the file from the checkpoint's page, or prompt with raw text");
     }
   }
   if (!text) return tl::unexpected<Error>(std::move(text).error());

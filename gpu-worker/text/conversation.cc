@@ -17,7 +17,8 @@ Result<std::string> read_content(const JsonValue* content, const std::string& wh
     const std::string part_name = where + "[" + std::to_string(i) + "]";
     const JsonValue* type = part.find("type");
     if (type == nullptr || type->text != "text") {
-      return fail(Errc::unsupported, part_name + " is not a part of type \"text\"; this model reads text only");
+      return fail(Errc::unsupported,
+                  part_name + " is not a part of type \"text\"; this model reads text only");
     }
     const JsonValue* text = part.find("text");
     if (text == nullptr || !text->is_string()) return invalid(part_name + ".text is no text");
@@ -47,7 +48,8 @@ Result<std::vector<Conversation::ToolCall>> read_tool_calls(const JsonValue& lis
   for (std::size_t i = 0; i < list.items.size(); ++i) {
     const JsonValue* inner = list.items[i].find_set("function");
     const JsonValue& call = inner == nullptr ? list.items[i] : *inner;
-    const std::string call_name = where + "[" + std::to_string(i) + "]" + (inner == nullptr ? "" : ".function");
+    const std::string call_name =
+        where + "[" + std::to_string(i) + "]" + (inner == nullptr ? "" : ".function");
     const JsonValue* name = call.find("name");
     if (name == nullptr || !name->is_string()) return invalid(call_name + ".name is no text");
     STOKER_TRY(JsonValue arguments, read_arguments(call.find_set("arguments"), call_name + ".arguments"));

@@ -50,8 +50,8 @@ class Reader {
             std::string(in_.substr(begin, at_ - begin)));
       } else {
         // The dash of {%- and -%} controls blanks, of which the family has none outside its literals.
-        const bool trim = c == '-' && (in_[at_ - 1] == '%' || in_[at_ - 1] == '{' ||
-                                       in_.substr(at_ + 1).starts_with(end));
+        const bool trim =
+            c == '-' && (in_[at_ - 1] == '%' || in_[at_ - 1] == '{' || in_.substr(at_ + 1).starts_with(end));
         if (!is_space(c) && !trim) add(JinjaToken::Kind::other, std::string(1, c));
         ++at_;
       }
@@ -72,11 +72,22 @@ class Reader {
       }
       const char c = at_ + 1 < in_.size() ? in_[at_ + 1] : '\0';
       switch (c) {
-        case 'n': value += '\n'; break;
-        case 't': value += '\t'; break;
-        case 'r': value += '\r'; break;
-        case '\\': case '\'': case '"': value += c; break;
-        default: return refuse("an escape in a literal that is not \\n \\t \\r \\\\ \\' \\\"");
+        case 'n':
+          value += '\n';
+          break;
+        case 't':
+          value += '\t';
+          break;
+        case 'r':
+          value += '\r';
+          break;
+        case '\\':
+        case '\'':
+        case '"':
+          value += c;
+          break;
+        default:
+          return refuse("an escape in a literal that is not \\n \\t \\r \\\\ \\' \\\"");
       }
       at_ += 2;
     }

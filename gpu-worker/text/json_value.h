@@ -15,11 +15,11 @@ namespace stoker {
 struct JsonValue {
   enum class Kind : std::uint8_t { null, boolean, integer, real, string, array, object };
   Kind kind = Kind::null;
-  bool flag = false;              ///< boolean
-  double number = 0;              ///< real
-  std::string text{};             ///< string, or the decimal digits of an integer
-  std::vector<JsonValue> items{}; ///< elements of an array, values of an object
-  std::vector<std::string> keys{};///< object: same length and order as items
+  bool flag = false;                ///< boolean
+  double number = 0;                ///< real
+  std::string text{};               ///< string, or the decimal digits of an integer
+  std::vector<JsonValue> items{};   ///< elements of an array, values of an object
+  std::vector<std::string> keys{};  ///< object: same length and order as items
 
   [[nodiscard]] bool is(Kind k) const { return kind == k; }
   [[nodiscard]] bool is_null() const { return kind == Kind::null; }

@@ -68,9 +68,9 @@ Result<std::string> to_nfc(std::string_view valid_utf8) {
       continue;
     }
     int boundary_class = 0;
-    const auto length =
-        utf8proc_decompose_char(static_cast<utf8proc_int32_t>(c), part.data(),
-                                static_cast<utf8proc_ssize_t>(part.size()), UTF8PROC_DECOMPOSE, &boundary_class);
+    const auto length = utf8proc_decompose_char(static_cast<utf8proc_int32_t>(c), part.data(),
+                                                static_cast<utf8proc_ssize_t>(part.size()),
+                                                UTF8PROC_DECOMPOSE, &boundary_class);
     if (length < 0 || length > static_cast<utf8proc_ssize_t>(part.size())) {
       return fail(Errc::invalid, "NFC failed at byte " + std::to_string(begin) + ": " +
                                      utf8proc_errmsg(std::min<utf8proc_ssize_t>(length, 0)));

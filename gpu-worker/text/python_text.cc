@@ -14,13 +14,15 @@ namespace {
 using Kind = JsonValue::Kind;
 
 void append_hex(std::string& out, char32_t value, int digits) {
-  for (int shift = 4 * (digits - 1); shift >= 0; shift -= 4) out += "0123456789abcdef"[(value >> shift) & 0xF];
+  for (int shift = 4 * (digits - 1); shift >= 0; shift -= 4)
+    out += "0123456789abcdef"[(value >> shift) & 0xF];
 }
 
 // float.__repr__: the shortest digits that read back the same; plain from 1e-4 up to 1e16, else exponent.
 void append_real(std::string& out, double value) {
   std::array<char, 40> buffer{};
-  const auto written = std::to_chars(buffer.data(), buffer.data() + buffer.size(), value, std::chars_format::scientific);
+  const auto written =
+      std::to_chars(buffer.data(), buffer.data() + buffer.size(), value, std::chars_format::scientific);
   std::string_view text(buffer.data(), static_cast<std::size_t>(written.ptr - buffer.data()));
   if (text.front() == '-') {
     out += '-';
@@ -55,13 +57,27 @@ void append_json_string(std::string& out, std::string_view text) {
   out += '"';
   for (const char c : text) {
     switch (c) {
-      case '"': out += "\\\""; break;
-      case '\\': out += "\\\\"; break;
-      case '\b': out += "\\b"; break;
-      case '\f': out += "\\f"; break;
-      case '\n': out += "\\n"; break;
-      case '\r': out += "\\r"; break;
-      case '\t': out += "\\t"; break;
+      case '"':
+        out += "\\\"";
+        break;
+      case '\\':
+        out += "\\\\";
+        break;
+      case '\b':
+        out += "\\b";
+        break;
+      case '\f':
+        out += "\\f";
+        break;
+      case '\n':
+        out += "\\n";
+        break;
+      case '\r':
+        out += "\\r";
+        break;
+      case '\t':
+        out += "\\t";
+        break;
       default:
         if (static_cast<unsigned char>(c) < 0x20) {
           out += "\\u";
@@ -76,11 +92,18 @@ void append_json_string(std::string& out, std::string_view text) {
 
 bool is_printable(char32_t c) {
   switch (utf8proc_category(static_cast<utf8proc_int32_t>(c))) {
-    case UTF8PROC_CATEGORY_CN: case UTF8PROC_CATEGORY_CC: case UTF8PROC_CATEGORY_CF: case UTF8PROC_CATEGORY_CS:
-    case UTF8PROC_CATEGORY_CO: case UTF8PROC_CATEGORY_ZL: case UTF8PROC_CATEGORY_ZP:
+    case UTF8PROC_CATEGORY_CN:
+    case UTF8PROC_CATEGORY_CC:
+    case UTF8PROC_CATEGORY_CF:
+    case UTF8PROC_CATEGORY_CS:
+    case UTF8PROC_CATEGORY_CO:
+    case UTF8PROC_CATEGORY_ZL:
+    case UTF8PROC_CATEGORY_ZP:
       return false;
-    case UTF8PROC_CATEGORY_ZS: return c == ' ';
-    default: return true;
+    case UTF8PROC_CATEGORY_ZS:
+      return c == ' ';
+    default:
+      return true;
   }
 }
 
@@ -120,13 +143,24 @@ constexpr Spelling kRepr{"None", "True", "False", append_repr_string};
 // Recursion is bounded by kJsonDepthMax.
 void append(std::string& out, const JsonValue& value, const Spelling& spelling) {
   switch (value.kind) {
-    case Kind::null: out += spelling.none; return;
-    case Kind::boolean: out += value.flag ? spelling.yes : spelling.no; return;
-    case Kind::integer: out += value.text; return;
-    case Kind::real: append_real(out, value.number); return;
-    case Kind::string: spelling.string(out, value.text); return;
+    case Kind::null:
+      out += spelling.none;
+      return;
+    case Kind::boolean:
+      out += value.flag ? spelling.yes : spelling.no;
+      return;
+    case Kind::integer:
+      out += value.text;
+      return;
+    case Kind::real:
+      append_real(out, value.number);
+      return;
+    case Kind::string:
+      spelling.string(out, value.text);
+      return;
     case Kind::array:
-    case Kind::object: break;
+    case Kind::object:
+      break;
   }
   const bool object = value.is_object();
   out += object ? '{' : '[';
@@ -143,7 +177,8 @@ void append(std::string& out, const JsonValue& value, const Spelling& spelling) 
 
 bool is_blank(char32_t c) {
   return (c >= 0x09 && c <= 0x0D) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 || c == 0x1680 ||
-         (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
+         (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F ||
+         c == 0x3000;
 }
 
 }  // namespace

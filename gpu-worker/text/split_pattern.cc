@@ -38,25 +38,39 @@ class Translator {
 
   Result<void> element() {
     const char c = in_[at_];
-    if (c != '?' && c != '*' && c != '+' && c != '{') previous_letter_ = is_letter(c) ? previous_letter_ : '\0';
+    if (c != '?' && c != '*' && c != '+' && c != '{')
+      previous_letter_ = is_letter(c) ? previous_letter_ : '\0';
     switch (c) {
-      case '(': return open_group();
+      case '(':
+        return open_group();
       case ')':
         if (groups_.empty()) return refuse("an unmatched \")\"");
         groups_.pop_back();
         copy(1);
         return {};
-      case '|': copy(1); return {};
-      case '[': return bracket();
-      case '\\': return escape(false);
-      case '*': case '+': case '?':
+      case '|':
+        copy(1);
+        return {};
+      case '[':
+        return bracket();
+      case '\\':
+        return escape(false);
+      case '*':
+      case '+':
+      case '?':
         copy(1);
         if (at_ < in_.size() && (in_[at_] == '?' || in_[at_] == '+')) copy(1);  // lazy, possessive
         return {};
-      case '{': return interval();
-      case '.': case '^': case '$': case ']': case '}':
+      case '{':
+        return interval();
+      case '.':
+      case '^':
+      case '$':
+      case ']':
+      case '}':
         return refuse(std::string("\"") + c + "\"");
-      default: return literal();
+      default:
+        return literal();
     }
   }
 
@@ -74,7 +88,8 @@ class Translator {
     return {};
   }
 
-  // Oniguruma folds these letter pairs to one character (ss = U+00DF, ff fi fl st = U+FB00...), PCRE2 does not.
+  // Oniguruma folds these letter pairs to one character (ss = U+00DF, ff fi fl st = U+FB00...), PCRE2 does
+  // not.
   Result<void> literal() {
     const char c = in_[at_];
     if (!is_ascii(c)) return refuse("a non-ASCII letter");
@@ -159,8 +174,8 @@ class Translator {
 Result<std::string> translate_split_pattern(std::string_view pattern) {
   if (pattern.empty()) return fail(Errc::corrupt, "the split pattern is empty");
   if (pattern.size() > kPatternBytesMax) {
-    return fail(Errc::too_large, "the split pattern has " + std::to_string(pattern.size()) + " bytes, more than " +
-                                     std::to_string(kPatternBytesMax));
+    return fail(Errc::too_large, "the split pattern has " + std::to_string(pattern.size()) +
+                                     " bytes, more than " + std::to_string(kPatternBytesMax));
   }
   return Translator(pattern).run();
 }

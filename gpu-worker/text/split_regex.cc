@@ -33,8 +33,8 @@ PCRE2_SPTR bytes(std::string_view text) {
   return reinterpret_cast<PCRE2_SPTR>(text.empty() ? "" : text.data());
 }
 
-/// The text with every character that is too new for PCRE2 replaced by one of the same class and length; empty if
-/// there is none. Pieces have the same byte positions in both.
+/// The text with every character that is too new for PCRE2 replaced by one of the same class and length;
+/// empty if there is none. Pieces have the same byte positions in both.
 std::string with_stand_ins(std::string_view text) {
   std::string shadow;
   std::size_t position = 0;

@@ -12,8 +12,8 @@
 
 namespace stoker {
 
-/// tokenizer.json means its patterns for Oniguruma (Ruby syntax, UTF-8). This accepts the constructs that both
-/// engines read alike, rewrites \s and \S (PCRE2 counts U+180E among \s, Oniguruma does not) and refuses
+/// tokenizer.json means its patterns for Oniguruma (Ruby syntax, UTF-8). This accepts the constructs that
+/// both engines read alike, rewrites \s and \S (PCRE2 counts U+180E among \s, Oniguruma does not) and refuses
 /// the rest (Errc::unsupported, naming the construct): a wrong split costs quality silently.
 [[nodiscard]] Result<std::string> translate_split_pattern(std::string_view pattern);
 

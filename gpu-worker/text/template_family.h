@@ -13,7 +13,7 @@ struct TemplateTexts {
   std::string default_system;  ///< system text if tools are given without a system message
   std::string tools_intro;     ///< from the system text to "<tools>" inclusive
   std::string instructions;    ///< from after "</tools>" to "</IMPORTANT>" inclusive
-  bool old_style = false;      ///< Qwen3-Coder-30B: scalars as Python prints them, other newlines around results
+  bool old_style = false;  ///< Qwen3-Coder-30B: scalars as Python prints them, other newlines around results
 };
 
 /// Errc::unsupported, naming what does not fit, for any other template: rendering it by these rules would

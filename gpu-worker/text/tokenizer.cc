@@ -16,7 +16,8 @@ namespace stoker {
 namespace {
 
 constexpr std::size_t kFileBytesMax = std::size_t{256} << 20;  // published ones have 7 to 20 MB
-constexpr std::size_t kTextBytesMax = std::size_t{256} << 20;  // positions are 32 bits; no context is that long
+constexpr std::size_t kTextBytesMax = std::size_t{256}
+                                      << 20;  // positions are 32 bits; no context is that long
 
 struct AddedToken {
   std::string text;
@@ -81,7 +82,8 @@ struct Tokenizer::State {
     }
     std::vector<SplitRegex::Piece> pieces;
     STOKER_TRY_VOID(regex.split(text, pieces));
-    for (const auto& piece : pieces) bpe.encode(text.substr(piece.begin, piece.end - piece.begin), ids, scratch);
+    for (const auto& piece : pieces)
+      bpe.encode(text.substr(piece.begin, piece.end - piece.begin), ids, scratch);
     return {};
   }
 
@@ -148,7 +150,8 @@ Result<std::string> Tokenizer::decode(std::span<const std::uint32_t> ids, bool s
     const std::string_view bytes = token_bytes(ids[i]);
     if (bytes.empty()) {
       return fail(Errc::invalid, "id " + std::to_string(ids[i]) + " at position " + std::to_string(i) +
-                                     " has no token (the tokenizer has ids below " + std::to_string(size()) + ")");
+                                     " has no token (the tokenizer has ids below " + std::to_string(size()) +
+                                     ")");
     }
     if (!skip_special || !is_special(ids[i])) out += bytes;
   }

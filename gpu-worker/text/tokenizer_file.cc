@@ -14,8 +14,12 @@ namespace {
 using Kind = JsonValue::Kind;
 using Vocabulary = std::unordered_map<std::string_view, std::uint32_t>;
 
-tl::unexpected<Error> corrupt(const std::string& what) { return fail(Errc::corrupt, "tokenizer.json: " + what); }
-tl::unexpected<Error> missing(const std::string& what) { return fail(Errc::missing, "tokenizer.json: " + what); }
+tl::unexpected<Error> corrupt(const std::string& what) {
+  return fail(Errc::corrupt, "tokenizer.json: " + what);
+}
+tl::unexpected<Error> missing(const std::string& what) {
+  return fail(Errc::missing, "tokenizer.json: " + what);
+}
 tl::unexpected<Error> unsupported(const std::string& what) {
   return fail(Errc::unsupported, "tokenizer.json: " + what +
                                      "; only byte-level BPE as the Qwen2 family publishes it can be run");
@@ -53,7 +57,8 @@ Result<void> check_byte_level(const JsonValue& step) {
   STOKER_TRY_VOID(
       only_keys(step, "pre_tokenizer ByteLevel", {"type", "add_prefix_space", "trim_offsets", "use_regex"}));
   const JsonValue* prefix = step.find("add_prefix_space");
-  if (prefix == nullptr || !prefix->is_bool(false)) return unsupported("ByteLevel add_prefix_space is not false");
+  if (prefix == nullptr || !prefix->is_bool(false))
+    return unsupported("ByteLevel add_prefix_space is not false");
   const JsonValue* regex = step.find("use_regex");
   if (regex == nullptr || !regex->is_bool(false)) return unsupported("ByteLevel use_regex is not false");
   return {};
@@ -62,7 +67,8 @@ Result<void> check_byte_level(const JsonValue& step) {
 Result<std::string> read_split(const JsonValue& step) {
   STOKER_TRY_VOID(only_keys(step, "pre_tokenizer Split", {"type", "pattern", "behavior", "invert"}));
   const JsonValue* behavior = step.find("behavior");
-  if (behavior == nullptr || behavior->text != "Isolated") return unsupported("Split behavior is not Isolated");
+  if (behavior == nullptr || behavior->text != "Isolated")
+    return unsupported("Split behavior is not Isolated");
   const JsonValue* invert = step.find("invert");
   if (invert == nullptr || !invert->is_bool(false)) return unsupported("Split invert is not false");
   const JsonValue* pattern = step.find("pattern");
@@ -93,8 +99,8 @@ Result<std::string> read_pre_tokenizer(const JsonValue* pre_tokenizer) {
 
 Result<void> check_top_level(const JsonValue& root) {
   STOKER_TRY_VOID(only_keys(root, "the file",
-                            {"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer",
-                             "post_processor", "decoder", "model"}));
+                            {"version", "truncation", "padding", "added_tokens", "normalizer",
+                             "pre_tokenizer", "post_processor", "decoder", "model"}));
   if (root.find_set("truncation") != nullptr) return unsupported("truncation is set");
   if (root.find_set("padding") != nullptr) return unsupported("padding is set");
   const JsonValue* post = root.find_set("post_processor");
@@ -103,7 +109,8 @@ Result<void> check_top_level(const JsonValue& root) {
   }
   const JsonValue* decoder = root.find_set("decoder");
   if (decoder == nullptr) return missing("no decoder");
-  if (type_of(*decoder) != "ByteLevel") return unsupported("decoder " + type_of(*decoder) + " is not ByteLevel");
+  if (type_of(*decoder) != "ByteLevel")
+    return unsupported("decoder " + type_of(*decoder) + " is not ByteLevel");
   return {};
 }
 
@@ -111,9 +118,10 @@ Result<void> check_model(const JsonValue& model) {
   // Old files leave the type out; then the presence of merges makes it BPE.
   const bool named = model.find("type") != nullptr;
   if (named && type_of(model) != "BPE") return unsupported("model type " + type_of(model) + " is not BPE");
-  STOKER_TRY_VOID(only_keys(model, "model",
-                            {"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix",
-                             "fuse_unk", "byte_fallback", "ignore_merges", "vocab", "merges"}));
+  STOKER_TRY_VOID(
+      only_keys(model, "model",
+                {"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix",
+                 "fuse_unk", "byte_fallback", "ignore_merges", "vocab", "merges"}));
   if (model.find_set("dropout") != nullptr) return unsupported("model.dropout is set");
   if (!is_empty_or_absent(model.find_set("continuing_subword_prefix"))) {
     return unsupported("model.continuing_subword_prefix is set");
@@ -139,7 +147,8 @@ Result<Vocabulary> read_vocabulary(const JsonValue& vocab) {
     const std::string where = "model.vocab[\"" + vocab.keys[i] + "\"]";
     if (vocab.keys[i].empty()) return corrupt("model.vocab has an empty token");
     const auto id = vocab.items[i].as_u32();
-    if (!id || *id > kTokenIdMax) return corrupt(where + " is no id from 0 to " + std::to_string(kTokenIdMax));
+    if (!id || *id > kTokenIdMax)
+      return corrupt(where + " is no id from 0 to " + std::to_string(kTokenIdMax));
     if (!ids.insert(*id).second) return corrupt(where + ": id " + std::to_string(*id) + " is used twice");
     by_text.emplace(vocab.keys[i], *id);
   }
@@ -148,13 +157,15 @@ Result<Vocabulary> read_vocabulary(const JsonValue& vocab) {
 
 /// Both spellings: "a b" (up to tokenizers 0.19) and ["a", "b"].
 std::optional<std::pair<std::string_view, std::string_view>> merge_halves(const JsonValue& merge) {
-  if (merge.is_array() && merge.items.size() == 2 && merge.items[0].is_string() && merge.items[1].is_string()) {
+  if (merge.is_array() && merge.items.size() == 2 && merge.items[0].is_string() &&
+      merge.items[1].is_string()) {
     return std::pair<std::string_view, std::string_view>(merge.items[0].text, merge.items[1].text);
   }
   if (!merge.is_string()) return std::nullopt;
   const std::string_view text = merge.text;
   const auto space = text.find(' ');
-  if (space == std::string_view::npos || text.find(' ', space + 1) != std::string_view::npos) return std::nullopt;
+  if (space == std::string_view::npos || text.find(' ', space + 1) != std::string_view::npos)
+    return std::nullopt;
   return std::pair(text.substr(0, space), text.substr(space + 1));
 }
 
@@ -170,10 +181,11 @@ Result<std::vector<Bpe::Merge>> read_merges(const JsonValue& merges, const Vocab
     const auto left = vocabulary.find(halves->first);
     const auto right = vocabulary.find(halves->second);
     const auto result = vocabulary.find(joined);
-    for (const auto& [found, text] : {std::pair{left, halves->first}, {right, halves->second},
-                                      {result, std::string_view(joined)}}) {
+    for (const auto& [found, text] :
+         {std::pair{left, halves->first}, {right, halves->second}, {result, std::string_view(joined)}}) {
       if (found == vocabulary.end()) {
-        return corrupt(where + " needs the token \"" + std::string(text) + "\", which model.vocab does not have");
+        return corrupt(where + " needs the token \"" + std::string(text) +
+                       "\", which model.vocab does not have");
       }
     }
     if (!seen.insert((std::uint64_t{left->second} << 32) | right->second).second) {
@@ -186,11 +198,12 @@ Result<std::vector<Bpe::Merge>> read_merges(const JsonValue& merges, const Vocab
 
 Result<TokenizerFile::Token> read_added_token(const JsonValue& entry, const std::string& where,
                                               const Vocabulary& vocabulary) {
-  STOKER_TRY_VOID(only_keys(entry, where,
-                            {"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"}));
+  STOKER_TRY_VOID(
+      only_keys(entry, where, {"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"}));
   const JsonValue* id_value = entry.find("id");
   const auto id = id_value == nullptr ? std::nullopt : id_value->as_u32();
-  if (!id || *id > kTokenIdMax) return corrupt(where + ".id is no id from 0 to " + std::to_string(kTokenIdMax));
+  if (!id || *id > kTokenIdMax)
+    return corrupt(where + ".id is no id from 0 to " + std::to_string(kTokenIdMax));
   const JsonValue* content = entry.find("content");
   if (content == nullptr || !content->is_string() || content->text.empty()) {
     return corrupt(where + ".content is no text");
@@ -202,15 +215,16 @@ Result<TokenizerFile::Token> read_added_token(const JsonValue& entry, const std:
   }
   const auto in_vocabulary = vocabulary.find(content->text);
   if (in_vocabulary != vocabulary.end() && in_vocabulary->second != *id) {
-    return corrupt(where + " (" + content->text + ") has id " + std::to_string(*id) + " but model.vocab says " +
-                   std::to_string(in_vocabulary->second));
+    return corrupt(where + " (" + content->text + ") has id " + std::to_string(*id) +
+                   " but model.vocab says " + std::to_string(in_vocabulary->second));
   }
   const JsonValue* special = entry.find("special");
   const bool is_special = special != nullptr && special->is_bool(true);
   return TokenizerFile::Token{.id = *id, .bytes = content->text, .added = true, .special = is_special};
 }
 
-Result<std::vector<TokenizerFile::Token>> read_added_tokens(const JsonValue* list, const Vocabulary& vocabulary) {
+Result<std::vector<TokenizerFile::Token>> read_added_tokens(const JsonValue* list,
+                                                            const Vocabulary& vocabulary) {
   std::vector<TokenizerFile::Token> out;
   if (list == nullptr) return out;
   if (!list->is_array()) return corrupt("added_tokens is no array");
@@ -244,7 +258,8 @@ Result<std::vector<TokenizerFile::Token>> merge_tokens(const Vocabulary& vocabul
   std::move(added.begin(), added.end(), std::back_inserter(out));
   std::sort(out.begin(), out.end(), [](const auto& a, const auto& b) { return a.id < b.id; });
   for (std::size_t i = 1; i < out.size(); ++i) {
-    if (out[i].id == out[i - 1].id) return corrupt("id " + std::to_string(out[i].id) + " belongs to two tokens");
+    if (out[i].id == out[i - 1].id)
+      return corrupt("id " + std::to_string(out[i].id) + " belongs to two tokens");
   }
   return out;
 }

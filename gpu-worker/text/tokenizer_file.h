@@ -30,8 +30,8 @@ struct TokenizerFile {
 inline constexpr std::uint32_t kTokenIdMax = (1u << 22) - 1;
 inline constexpr std::size_t kAddedTokensMax = 65536;
 
-/// Byte-level BPE with the Qwen2 family's pipeline. Every option that would change ids and is not implemented is
-/// refused by name (Errc::unsupported); contradictions are Errc::corrupt, absent parts Errc::missing.
+/// Byte-level BPE with the Qwen2 family's pipeline. Every option that would change ids and is not implemented
+/// is refused by name (Errc::unsupported); contradictions are Errc::corrupt, absent parts Errc::missing.
 [[nodiscard]] Result<TokenizerFile> parse_tokenizer_file(std::string_view json);
 
 }  // namespace stoker

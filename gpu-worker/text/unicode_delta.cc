@@ -35,9 +35,12 @@ char32_t class_stand_in(char32_t code_point) {
   if (range == nullptr) return 0;
   const bool three_bytes = code_point < 0x10000;
   switch (range->name) {
-    case 'L': return three_bytes ? 0x3400 : 0x20000;  // ideographs
-    case 'N': return three_bytes ? 0xFF10 : 0x1D7CE;  // digits zero
-    default: return three_bytes ? 0x20D0 : 0x1D167;   // combining marks
+    case 'L':
+      return three_bytes ? 0x3400 : 0x20000;  // ideographs
+    case 'N':
+      return three_bytes ? 0xFF10 : 0x1D7CE;  // digits zero
+    default:
+      return three_bytes ? 0x20D0 : 0x1D167;  // combining marks
   }
 }
 

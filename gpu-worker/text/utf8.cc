@@ -6,8 +6,8 @@ namespace stoker {
 namespace {
 
 struct Lead {
-  std::size_t length;           // 0: can not start a character
-  unsigned char low, high;      // range of the second byte; excludes overlong forms, surrogates, > U+10FFFF
+  std::size_t length;       // 0: can not start a character
+  unsigned char low, high;  // range of the second byte; excludes overlong forms, surrogates, > U+10FFFF
 };
 
 Lead classify(unsigned char byte) {

@@ -11,17 +11,17 @@ namespace stoker {
 
 /// What kind of thing went wrong. The CLI maps each to a documented exit code (docs/cli.md).
 enum class Errc {
-  io,            ///< a read, open or map failed; os_errno says why
-  corrupt,       ///< a file's content contradicts itself or its published format
-  missing,       ///< a file, tensor or key that must be there is not
-  unsupported,   ///< well-formed, but not something this build can run
-  invalid,       ///< an argument, config value or request that makes no sense
-  too_large,     ///< a prompt, message or model beyond a stated limit (both numbers in the text)
-  no_memory,     ///< the budget or the machine cannot hold it
-  busy,          ///< another process holds it, or a bounded queue is full
-  peer_gone,     ///< the other process died or did not answer in time
-  layout,        ///< shared memory made by another version or another checkpoint
-  cancelled,     ///< the client asked to stop, or went away
+  io,           ///< a read, open or map failed; os_errno says why
+  corrupt,      ///< a file's content contradicts itself or its published format
+  missing,      ///< a file, tensor or key that must be there is not
+  unsupported,  ///< well-formed, but not something this build can run
+  invalid,      ///< an argument, config value or request that makes no sense
+  too_large,    ///< a prompt, message or model beyond a stated limit (both numbers in the text)
+  no_memory,    ///< the budget or the machine cannot hold it
+  busy,         ///< another process holds it, or a bounded queue is full
+  peer_gone,    ///< the other process died or did not answer in time
+  layout,       ///< shared memory made by another version or another checkpoint
+  cancelled,    ///< the client asked to stop, or went away
 };
 
 /// One failure: the kind, the errno if the kernel gave one (0 otherwise), and one sentence for the
@@ -61,14 +61,14 @@ inline tl::unexpected<Error> fail(Error error, const std::string& context) {
 /// STOKER_TRY(auto x, expr): x = value of expr, or return its error from this function.
 #define STOKER_TRY(declaration, ...) \
   STOKER_TRY_INNER(STOKER_CONCAT(stoker_try_, __LINE__), declaration, __VA_ARGS__)
-#define STOKER_TRY_INNER(name, declaration, ...)                       \
-  auto name = (__VA_ARGS__);                                           \
+#define STOKER_TRY_INNER(name, declaration, ...)                              \
+  auto name = (__VA_ARGS__);                                                  \
   if (!name) return tl::unexpected<::stoker::Error>(std::move(name).error()); \
   declaration = *std::move(name)
 
 /// STOKER_TRY_VOID(expr): as above for Result<void>.
-#define STOKER_TRY_VOID(...)                                                              \
-  do {                                                                                    \
-    if (auto stoker_status = (__VA_ARGS__); !stoker_status)                               \
-      return tl::unexpected<::stoker::Error>(std::move(stoker_status).error());           \
+#define STOKER_TRY_VOID(...)                                                    \
+  do {                                                                          \
+    if (auto stoker_status = (__VA_ARGS__); !stoker_status)                     \
+      return tl::unexpected<::stoker::Error>(std::move(stoker_status).error()); \
   } while (false)

@@ -1,5 +1,5 @@
-// A template (first part of the input) and a conversation to render with it (after the first zero byte). Without
-// a zero byte the input is a conversation for a template that is accepted.
+// A template (first part of the input) and a conversation to render with it (after the first zero byte).
+// Without a zero byte the input is a conversation for a template that is accepted.
 #include <cstddef>
 #include <cstdint>
 #include <fstream>

@@ -85,6 +85,10 @@ class Rig:
         pids = [pid for pid, line in self.processes().items() if f"stoker-{name} " in line]
         return pids[0] if pids else None
 
+    @staticmethod
+    def parent(pid):
+        return int(pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+
     def shared_names(self):
         """The pool's names, as mapped by our loader (other stacks on this machine have their own)."""
         pid = self.daemon("loader")

@@ -116,7 +116,9 @@ def synth(rig, model):
 
 def piped_chat(rig, model):
     """Chat without a terminal: needs a template; commands answer on stderr; the history is not touched."""
-    done = rig.run("chat", model, stdin="hello\n")
+    bare = rig.copy_of(model, "bare")
+    (bare / "chat_template.jinja").unlink()
+    done = rig.run("chat", bare, stdin="hello\n")
     expect(done.code == 5 and "template" in one_clear_line(done), f"chat without a template: {done}")
     found = [p for p in pathlib.Path(__file__).resolve().parents[2].glob("tests/**/chat_template.jinja")]
     if not found:

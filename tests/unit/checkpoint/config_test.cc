@@ -148,8 +148,8 @@ TEST_CASE("hostile JSON is refused", "[config]") {
 
 TEST_CASE("generation_config.json", "[config]") {
   const auto g = parse_generation_config(
-      R"({"do_sample":true,"temperature":0.7,"top_p":0.8,"top_k":20,"repetition_penalty":1.05,"eos_token_id":[3,4],
-          "transformers_version":"4.57"})");
+      R"({"do_sample":true,"temperature":0.7,"top_p":0.8,"top_k":20,"repetition_penalty":1.05,
+          "eos_token_id":[3,4],"transformers_version":"4.57"})");
   REQUIRE(g);
   CHECK(g->do_sample == true);
   CHECK(g->temperature == 0.7F);

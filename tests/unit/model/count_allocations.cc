@@ -12,7 +12,8 @@ std::atomic<std::uint64_t> g_count{0};
 void* allocate(std::size_t size, std::size_t align) {
   if (g_counting.load(std::memory_order_relaxed)) g_count.fetch_add(1);
   // malloc itself stays as it is, so sanitizers still see every block.
-  void* p = align == 0 ? std::malloc(size == 0 ? 1 : size) : std::aligned_alloc(align, (size + align - 1) / align * align);
+  void* p = align == 0 ? std::malloc(size == 0 ? 1 : size)
+                       : std::aligned_alloc(align, (size + align - 1) / align * align);
   if (p == nullptr) throw std::bad_alloc();
   return p;
 }
@@ -21,8 +22,12 @@ void* allocate(std::size_t size, std::size_t align) {
 
 void* operator new(std::size_t size) { return allocate(size, 0); }
 void* operator new[](std::size_t size) { return allocate(size, 0); }
-void* operator new(std::size_t size, std::align_val_t align) { return allocate(size, static_cast<std::size_t>(align)); }
-void* operator new[](std::size_t size, std::align_val_t align) { return allocate(size, static_cast<std::size_t>(align)); }
+void* operator new(std::size_t size, std::align_val_t align) {
+  return allocate(size, static_cast<std::size_t>(align));
+}
+void* operator new[](std::size_t size, std::align_val_t align) {
+  return allocate(size, static_cast<std::size_t>(align));
+}
 void operator delete(void* p) noexcept { std::free(p); }
 void operator delete[](void* p) noexcept { std::free(p); }
 void operator delete(void* p, std::size_t) noexcept { std::free(p); }

@@ -1,4 +1,5 @@
-// Kernels against the numbers of model.md Appendix A, against double precision, and against each other's bits.
+// Kernels against the numbers of model.md Appendix A, against double precision, and against each other's
+// bits.
 #include <algorithm>
 #include <bit>
 #include <catch2/catch.hpp>
@@ -65,7 +66,8 @@ struct Case {
       storage.resize(1 + 2 * r.size());
       for (std::size_t i = 0; i < r.size(); ++i) {
         // sign, exponent 10..20, any mantissa; a few subnormals
-        const auto bits = static_cast<std::uint16_t>((random() & 0x83FFU) | (i % 17 == 0 ? 0U : (10U + random() % 10U) << 10));
+        const auto bits = static_cast<std::uint16_t>((random() & 0x83FFU) |
+                                                     (i % 17 == 0 ? 0U : (10U + random() % 10U) << 10));
         std::memcpy(storage.data() + 1 + 2 * i, &bits, 2);
         const int e = (bits >> 10) & 31;
         const float m = static_cast<float>((bits & 1023) + (e == 0 ? 0 : 1024));
@@ -83,7 +85,8 @@ struct Case {
 };
 
 std::vector<float> multiply(const Kernels& k, const Matrix& m, const std::vector<float>& x, std::uint32_t n,
-                            std::uint32_t begin, std::uint32_t end, float poison, const std::uint32_t* scatter = nullptr) {
+                            std::uint32_t begin, std::uint32_t end, float poison,
+                            const std::uint32_t* scatter = nullptr) {
   std::vector<float> y(std::size_t{n} * m.rows, poison);
   std::vector<const float*> xs;
   std::vector<float*> ys;
@@ -142,8 +145,8 @@ TEST_CASE("A2, A3, A4, A6: norms, conv, router") {
     std::vector<float> y(4);
     k->rms_norm(x.data(), std::vector<float>{1.5F, 0.75F, 1, 2}.data(), 4, 1e-6F, y.data());
     check_near(y, {0.547722521, -0.547722521, 1.095445042, -2.921186779}, 3e-7);
-    k->gated_norm(x.data(), std::vector<float>{0.5F, -1, 2, 0}.data(), std::vector<float>{1, 2, 0.5F, 3}.data(), 4,
-                  1e-6F, y.data());
+    k->gated_norm(x.data(), std::vector<float>{0.5F, -1, 2, 0}.data(),
+                  std::vector<float>{1, 2, 0.5F, 3}.data(), 4, 1e-6F, y.data());
     check_near(y, {0.113644998, 0.392814062, 0.964864792, 0}, 3e-7);
 
     const std::vector<float> u = {0, 0, 0, 1, 2, -1, 0.5F, 3};
@@ -235,8 +238,9 @@ TEST_CASE("T1: quantised codes and products of Appendix A") {
 
 TEST_CASE("matmul: right against double precision, the same bits in every table, tile and batch") {
   std::mt19937 random(11);
-  const Shape shapes[] = {{1, 1, 128, 128},   {3, 5, 128, 128},   {8, 16, 128, 128}, {17, 40, 16, 16},  {33, 130, 128, 128},
-                          {9, 260, 32, 64},   {12, 100, 5, 7},    {64, 256, 128, 128}, {5, 384, 3, 128}, {21, 515, 128, 256}};
+  const Shape shapes[] = {{1, 1, 128, 128},    {3, 5, 128, 128},   {8, 16, 128, 128}, {17, 40, 16, 16},
+                          {33, 130, 128, 128}, {9, 260, 32, 64},   {12, 100, 5, 7},   {64, 256, 128, 128},
+                          {5, 384, 3, 128},    {21, 515, 128, 256}};
   for (const DType dtype : {DType::f8_e4m3, DType::bf16, DType::f16, DType::f32}) {
     for (const Shape& s : shapes) {
       const Case c(random, s, dtype);
@@ -266,7 +270,8 @@ TEST_CASE("matmul: right against double precision, the same bits in every table,
         // Fewer rows of x at a time: the same bits.
         for (const std::uint32_t n : {1U, 2U, 3U, 4U, 7U}) {
           const std::vector<float> some = multiply(*k, c.matrix, x, n, 0, s.rows, NAN);
-          CHECK(same_bits(some, {all.begin(), all.begin() + static_cast<std::ptrdiff_t>(std::size_t{n} * s.rows)}));
+          CHECK(same_bits(some,
+                          {all.begin(), all.begin() + static_cast<std::ptrdiff_t>(std::size_t{n} * s.rows)}));
         }
         // A range of rows writes its rows and nothing else.
         const std::uint32_t from = s.rows / 3;
@@ -275,7 +280,8 @@ TEST_CASE("matmul: right against double precision, the same bits in every table,
         for (std::uint32_t i = 0; i < 5; ++i) {
           for (std::uint32_t r = 0; r < s.rows; ++r) {
             const std::size_t at = std::size_t{i} * s.rows + r;
-            if (part[at] != (r >= from && r < to ? all[at] : -77.0F)) FAIL("range " << from << ".." << to << " row " << r);
+            if (part[at] != (r >= from && r < to ? all[at] : -77.0F))
+              FAIL("range " << from << ".." << to << " row " << r);
           }
         }
       }
@@ -326,7 +332,8 @@ TEST_CASE("element-wise kernels: right, and the same bits in every table, at eve
       std::vector<float> y = x;
       k->silu_mul(y.data(), z.data(), n);
       for (std::size_t i = 0; i < n; ++i) {
-        const double want = static_cast<double>(x[i]) / (1 + std::exp(-static_cast<double>(x[i]))) * static_cast<double>(z[i]);
+        const double want = static_cast<double>(x[i]) / (1 + std::exp(-static_cast<double>(x[i]))) *
+                            static_cast<double>(z[i]);
         CHECK(static_cast<double>(y[i]) == Approx(want).epsilon(1e-6).margin(1e-12));
       }
       got.push_back(y);
@@ -343,7 +350,8 @@ TEST_CASE("element-wise kernels: right, and the same bits in every table, at eve
       for (const float e : x) top = std::max(top, static_cast<double>(e));
       for (const float e : x) sum += std::exp(static_cast<double>(e) - top);
       for (std::size_t i = 0; i < n; ++i) {
-        CHECK(static_cast<double>(y[i]) == Approx(std::exp(static_cast<double>(x[i]) - top) / sum).epsilon(2e-6).margin(1e-30));
+        CHECK(static_cast<double>(y[i]) ==
+              Approx(std::exp(static_cast<double>(x[i]) - top) / sum).epsilon(2e-6).margin(1e-30));
       }
       got.push_back(y);
       y = x;
@@ -387,7 +395,8 @@ TEST_CASE("delta rule, conv and attention: right, and the same bits in every tab
   std::mt19937 random(15);
   const std::uint32_t sizes[][2] = {{4, 4}, {16, 20}, {128, 128}, {24, 72}, {64, 200}};
   for (const auto& [dk, dv] : sizes) {
-    const auto state = randoms(random, std::size_t{dk} * dv), q = randoms(random, dk), key = randoms(random, dk), v = randoms(random, dv);
+    const auto state = randoms(random, std::size_t{dk} * dv), q = randoms(random, dk),
+               key = randoms(random, dk), v = randoms(random, dv);
     std::vector<std::vector<float>> golden;
     for (const Kernels* k : tables()) {
       INFO(k->name << " " << dk << "x" << dv);
@@ -397,7 +406,8 @@ TEST_CASE("delta rule, conv and attention: right, and the same bits in every tab
       for (std::uint32_t j = 0; j < dv; ++j) {
         // The unfused recurrence of model.md 3.4, step 8, in double.
         double m = 0, out = 0;
-        for (std::uint32_t i = 0; i < dk; ++i) m += 0.75 * static_cast<double>(state[i * dv + j]) * static_cast<double>(key[i]);
+        for (std::uint32_t i = 0; i < dk; ++i)
+          m += 0.75 * static_cast<double>(state[i * dv + j]) * static_cast<double>(key[i]);
         const double d = static_cast<double>(beta) * (static_cast<double>(v[j]) - m);
         for (std::uint32_t i = 0; i < dk; ++i) {
           const double next = 0.75 * static_cast<double>(state[i * dv + j]) + static_cast<double>(key[i]) * d;
@@ -414,10 +424,12 @@ TEST_CASE("delta rule, conv and attention: right, and the same bits in every tab
       k->attention_scores(qs.data(), heads, ks.data(), count, dv, 0.5F, scores.data(), 40);
       k->attention_values(scores.data(), 40, heads, vs.data(), count, dv, out.data());
       for (std::uint32_t h = 0; h < heads; ++h) {
-        for (std::uint32_t t = 0; t < count; ++t) CHECK(scores[h * 40 + t] == k->dot(&qs[h * dv], &ks[t * dv], dv) * 0.5F);
+        for (std::uint32_t t = 0; t < count; ++t)
+          CHECK(scores[h * 40 + t] == k->dot(&qs[h * dv], &ks[t * dv], dv) * 0.5F);
         for (std::uint32_t j = 0; j < dv; ++j) {
           double want = 0;
-          for (std::uint32_t t = 0; t < count; ++t) want += static_cast<double>(scores[h * 40 + t]) * static_cast<double>(vs[t * dv + j]);
+          for (std::uint32_t t = 0; t < count; ++t)
+            want += static_cast<double>(scores[h * 40 + t]) * static_cast<double>(vs[t * dv + j]);
           CHECK(static_cast<double>(out[h * dv + j]) == Approx(want).margin(1e-2).epsilon(1e-5));
         }
       }

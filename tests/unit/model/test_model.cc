@@ -64,7 +64,9 @@ struct Variant {
 std::vector<Variant> variants() {
   return {{"T0 F32", t0_config(), {}},
           {"FP8", fp8_config(), {.matrices = DType::f8_e4m3, .others = DType::bf16}},
-          {"FP8, F32 scales, odd shapes", odd_config(), {.matrices = DType::f8_e4m3, .others = DType::f32, .scale_dtype = DType::f32}},
+          {"FP8, F32 scales, odd shapes",
+           odd_config(),
+           {.matrices = DType::f8_e4m3, .others = DType::f32, .scale_dtype = DType::f32}},
           {"BF16, odd shapes", odd_config(), {.matrices = DType::bf16, .others = DType::bf16}}};
 }
 
@@ -82,8 +84,8 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
 }
 
 std::vector<float> fresh_run(Model& model, TinyModel& tiny, const std::vector<std::uint32_t>& tokens,
-                             const std::vector<std::size_t>& steps, unsigned resident = 100, std::uint32_t seed = 0,
-                             Access access = Access::prefill) {
+                             const std::vector<std::size_t>& steps, unsigned resident = 100,
+                             std::uint32_t seed = 0, Access access = Access::prefill) {
   MemorySource source(tiny, seed);
   source.resident_percent = resident;
   auto sequence = model.new_sequence();
@@ -103,7 +105,8 @@ TEST_CASE("the same bits for every chunking, thread count, instruction set, resi
     auto model = tiny.load({.threads = 1});
     const auto golden = fresh_run(*model, tiny, tokens, {300});
     for (const float x : golden) REQUIRE(std::isfinite(x));
-    const std::vector<std::vector<std::size_t>> chunkings = {{1}, {64}, {130, 1, 1, 1, 5, 64}, {1, 2, 3}, {299}, {256, 1}};
+    const std::vector<std::vector<std::size_t>> chunkings = {{1},       {64},  {130, 1, 1, 1, 5, 64},
+                                                             {1, 2, 3}, {299}, {256, 1}};
     for (const auto& steps : chunkings) {
       INFO("first chunk " << steps.front());
       CHECK(same_bits(fresh_run(*model, tiny, tokens, steps), golden));
@@ -149,7 +152,8 @@ TEST_CASE("the same bits alone and beside other sequences in any phase") {
         const std::size_t at = sequences[s]->length();
         const std::size_t n = std::min(s * 5 + 1, tokens[s].size() - at);
         if (n == 0) continue;
-        segments.push_back({sequences[s].get(), static_cast<std::uint32_t>(s), std::span(tokens[s]).subspan(at, n), Segment::Logits::all});
+        segments.push_back({sequences[s].get(), static_cast<std::uint32_t>(s),
+                            std::span(tokens[s]).subspan(at, n), Segment::Logits::all});
         who.push_back(s);
       }
       if (segments.empty()) break;
@@ -273,7 +277,8 @@ TEST_CASE("a NaN code in an expert is named, other segments go on") {
     REQUIRE(model->step({&segment, 1}, Access::decode, source, nullptr, {&result, 1}));
     REQUIRE(result.error);
     CHECK(result.error->code == Errc::corrupt);
-    CHECK(result.error->message.find("expert " + std::to_string(first.id) + " of layer 1") != std::string::npos);
+    CHECK(result.error->message.find("expert " + std::to_string(first.id) + " of layer 1") !=
+          std::string::npos);
     code = saved;
   }
 }
@@ -307,7 +312,9 @@ TEST_CASE("look-ahead goes out before misses are waited for; decode only") {
       scores.emplace_back(e.scores.begin(), e.scores.end());
       CHECK(e.candidates.size() == 3);
     }
-    void on_routing(const RoutingEvent& e) override { tiers.insert(tiers.end(), e.tiers.begin(), e.tiers.end()); }
+    void on_routing(const RoutingEvent& e) override {
+      tiers.insert(tiers.end(), e.tiers.begin(), e.tiers.end());
+    }
   } order;
   order.source = &source;
   auto sequence = model->new_sequence();
@@ -335,24 +342,26 @@ TEST_CASE("bad weights are refused at load, by name") {
     CHECK(text.find(part) != std::string::npos);
   };
   const TinyOptions fp8{.matrices = DType::f8_e4m3, .others = DType::bf16};
-  for (const char* name : {"lm_head.weight", "model.layers.0.linear_attn.A_log", "model.layers.3.self_attn.k_norm.weight",
-                           "model.layers.2.mlp.shared_expert.up_proj.weight", "model.layers.1.mlp.gate.weight",
-                           "model.layers.0.linear_attn.in_proj_qkvz.weight_scale_inv", "stoker.expert_dtype",
-                           "stoker.layers.2.expert_scales"}) {
+  for (const char* name :
+       {"lm_head.weight", "model.layers.0.linear_attn.A_log", "model.layers.3.self_attn.k_norm.weight",
+        "model.layers.2.mlp.shared_expert.up_proj.weight", "model.layers.1.mlp.gate.weight",
+        "model.layers.0.linear_attn.in_proj_qkvz.weight_scale_inv", "stoker.expert_dtype",
+        "stoker.layers.2.expert_scales"}) {
     TinyModel tiny(fp8_config(), fp8);
     tiny.remove(name);
-    contains(message(tiny), std::string(name).find("_scale_inv") == std::string::npos ? name : "in_proj_qkvz.weight");
+    contains(message(tiny),
+             std::string(name).find("_scale_inv") == std::string::npos ? name : "in_proj_qkvz.weight");
   }
   struct Damage {
     const char* name;
     std::vector<std::uint8_t> bytes;  ///< written at the tensor's start
   };
-  for (const Damage& d : std::initializer_list<Damage>{
-           {"model.embed_tokens.weight", {0xC0, 0x7F}},
-           {"model.layers.1.linear_attn.dt_bias", {0x80, 0xFF}},
-           {"model.layers.0.linear_attn.out_proj.weight", {0x7F}},
-           {"model.layers.0.linear_attn.out_proj.weight_scale_inv", {0xC0, 0x7F}},
-           {"model.layers.3.self_attn.q_proj.weight_scale_inv", {0x80, 0x7F}}}) {
+  for (const Damage& d :
+       std::initializer_list<Damage>{{"model.embed_tokens.weight", {0xC0, 0x7F}},
+                                     {"model.layers.1.linear_attn.dt_bias", {0x80, 0xFF}},
+                                     {"model.layers.0.linear_attn.out_proj.weight", {0x7F}},
+                                     {"model.layers.0.linear_attn.out_proj.weight_scale_inv", {0xC0, 0x7F}},
+                                     {"model.layers.3.self_attn.q_proj.weight_scale_inv", {0x80, 0x7F}}}) {
     TinyModel tiny(fp8_config(), fp8);
     for (std::size_t i = 0; i < d.bytes.size(); ++i) tiny.bytes(d.name)[i] = std::byte{d.bytes[i]};
     contains(message(tiny), d.name);
@@ -391,7 +400,12 @@ class LeanSource final : public ExpertSource {
     wanted_ = wanted_.subspan(1);
     const TinyExpert& e = model_.expert(layer_, id.value);
     event.kind = SourceEvent::Kind::leased;
-    event.leased = {id, Tier::pool, 0, e.bytes.data() + e.gate, e.bytes.data() + e.up, e.bytes.data() + e.down,
+    event.leased = {id,
+                    Tier::pool,
+                    0,
+                    e.bytes.data() + e.gate,
+                    e.bytes.data() + e.up,
+                    e.bytes.data() + e.down,
                     e.scales.empty() ? nullptr : e.scales.data()};
     return event;
   }
@@ -417,7 +431,8 @@ TEST_CASE("a decode step on hits allocates nothing") {
   const std::uint32_t token = 3;
   const Segment segment{sequence.get(), 1, {&token, 1}, Segment::Logits::last};
   SegmentResult result;
-  for (int i = 0; i < 3; ++i) REQUIRE(model->step({&segment, 1}, Access::decode, source, &observer, {&result, 1}));
+  for (int i = 0; i < 3; ++i)
+    REQUIRE(model->step({&segment, 1}, Access::decode, source, &observer, {&result, 1}));
   bool ok = true;
   start_counting_allocations();
   for (int i = 0; i < 20; ++i) {

@@ -17,7 +17,8 @@ std::vector<double> reference(const std::vector<float>& logits, const SamplingPa
   std::vector<double> s(logits.begin(), logits.begin() + limit);
   for (std::uint32_t id = 0; id < limit; ++id) {
     if (std::count(history.begin(), history.end(), id) == 0) continue;
-    s[id] = static_cast<double>(logits[id] < 0 ? logits[id] * p.repetition_penalty : logits[id] / p.repetition_penalty);
+    s[id] = static_cast<double>(logits[id] < 0 ? logits[id] * p.repetition_penalty
+                                               : logits[id] / p.repetition_penalty);
   }
   for (double& x : s) x = static_cast<double>(static_cast<float>(x) / p.temperature);
   const auto softmax = [&] {

@@ -35,7 +35,8 @@ std::uint8_t f8_encode(float x) {
   exponent = std::max(exponent, -6);
   const float step = std::ldexp(1.0F, exponent - 3);
   const int n = static_cast<int>(std::nearbyint(a / step));  // 0..16 steps of the binade
-  // Code of value n * 2^(e-3): exponent field e + 6 counts from the subnormals, a carry moves it up by itself.
+  // Code of value n * 2^(e-3): exponent field e + 6 counts from the subnormals, a carry moves it up by
+  // itself.
   return static_cast<std::uint8_t>(sign | std::min((exponent + 6) * 8 + n, 0x7E));
 }
 
@@ -120,10 +121,12 @@ ModelConfig t0_config() {
   return c;
 }
 
-TinyModel::TinyModel(ModelConfig config, TinyOptions options) : config_(std::move(config)), options_(options) {
+TinyModel::TinyModel(ModelConfig config, TinyOptions options)
+    : config_(std::move(config)), options_(options) {
   const std::uint64_t hidden = config_.hidden_size;
   add("model.embed_tokens.weight", options_.others, {config_.vocab_size, hidden}, 0, 2);
-  if (!config_.tie_word_embeddings) add_matrix("lm_head.weight", config_.vocab_size, config_.hidden_size, false);
+  if (!config_.tie_word_embeddings)
+    add_matrix("lm_head.weight", config_.vocab_size, config_.hidden_size, false);
   add("model.norm.weight", options_.others, {hidden}, 0, 1);
   for (std::size_t layer = 0; layer < config_.layers; ++layer) {
     add_layer(layer);
@@ -135,8 +138,8 @@ TinyModel::TinyModel(ModelConfig config, TinyOptions options) : config_(std::mov
   rebuild();
 }
 
-void TinyModel::add(const std::string& name, DType dtype, const std::vector<std::uint64_t>& shape, double mean,
-                    double amp) {
+void TinyModel::add(const std::string& name, DType dtype, const std::vector<std::uint64_t>& shape,
+                    double mean, double amp) {
   std::uint64_t count = 1;
   for (const std::uint64_t d : shape) count *= d;
   tensors_.push_back({name, dtype, shape, plain_bytes(generate(name, mean, amp, count), dtype)});
@@ -155,13 +158,16 @@ void TinyModel::add_matrix(const std::string& name, std::uint32_t rows, std::uin
   const double amp = 4.0 / std::sqrt(static_cast<double>(cols));
   const DType dtype = quantised ? options_.matrices : options_.others;
   const auto values = generate(name, 0, amp, std::size_t{rows} * cols);
-  Encoded e = quantised ? store(values, rows, cols)
-                        : encode(values, rows, cols, dtype, config_.scale_block_rows, config_.scale_block_cols);
+  Encoded e = quantised
+                  ? store(values, rows, cols)
+                  : encode(values, rows, cols, dtype, config_.scale_block_rows, config_.scale_block_cols);
   tensors_.push_back({name, dtype, {rows, cols}, std::move(e.data)});
   if (dtype != DType::f8_e4m3) return;
   const std::vector<double> scales(e.scales.begin(), e.scales.end());
   const std::uint64_t tile_rows = (rows + config_.scale_block_rows - 1) / config_.scale_block_rows;
-  tensors_.push_back({name + "_scale_inv", options_.scale_dtype, {tile_rows, scales.size() / tile_rows},
+  tensors_.push_back({name + "_scale_inv",
+                      options_.scale_dtype,
+                      {tile_rows, scales.size() / tile_rows},
                       plain_bytes(scales, options_.scale_dtype)});
 }
 
@@ -226,8 +232,10 @@ void TinyModel::add_experts(std::size_t layer) {
   if (all_scales.empty()) return;
   std::vector<std::byte> bytes(all_scales.size() * 4);
   std::memcpy(bytes.data(), all_scales.data(), bytes.size());
-  tensors_.push_back({"stoker.layers." + std::to_string(layer) + ".expert_scales", DType::f32,
-                      {config_.experts, all_scales.size() / config_.experts}, std::move(bytes)});
+  tensors_.push_back({"stoker.layers." + std::to_string(layer) + ".expert_scales",
+                      DType::f32,
+                      {config_.experts, all_scales.size() / config_.experts},
+                      std::move(bytes)});
 }
 
 void TinyModel::remove(const std::string& name) {
@@ -235,7 +243,8 @@ void TinyModel::remove(const std::string& name) {
 }
 
 std::vector<std::byte>& TinyModel::bytes(const std::string& name) {
-  const auto it = std::find_if(tensors_.begin(), tensors_.end(), [&](const Tensor& t) { return t.name == name; });
+  const auto it =
+      std::find_if(tensors_.begin(), tensors_.end(), [&](const Tensor& t) { return t.name == name; });
   REQUIRE(it != tensors_.end());
   return it->data;
 }
@@ -309,7 +318,12 @@ Result<SourceEvent> MemorySource::next(bool wait) {
   const TinyExpert& e = model_.expert(layer_.value, id.value);
   const std::byte* base = e.bytes.data();
   event.kind = SourceEvent::Kind::leased;
-  event.leased = {id, miss ? Tier::disk : Tier::pool, id.value, base + e.gate, base + e.up, base + e.down,
+  event.leased = {id,
+                  miss ? Tier::disk : Tier::pool,
+                  id.value,
+                  base + e.gate,
+                  base + e.up,
+                  base + e.down,
                   e.scales.empty() ? nullptr : e.scales.data()};
   ++leased_;
   ++served;

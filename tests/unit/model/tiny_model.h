@@ -31,8 +31,8 @@ std::vector<float> dequantise(const Encoded& e, std::uint32_t rows, std::uint32_
                               std::uint32_t block_rows, std::uint32_t block_cols);
 
 struct TinyOptions {
-  DType matrices = DType::f32;   ///< mixers, shared and routed experts
-  DType others = DType::f32;     ///< norms, router, embedding, ...
+  DType matrices = DType::f32;  ///< mixers, shared and routed experts
+  DType others = DType::f32;    ///< norms, router, embedding, ...
   DType scale_dtype = DType::bf16;
   /// Matrices are quantised to FP8 and stored dequantised, as F32: the exact twin of an FP8 model.
   bool dequantised = false;
@@ -67,8 +67,10 @@ class TinyModel {
     std::vector<std::uint64_t> shape;
     std::vector<std::byte> data;
   };
-  void add(const std::string& name, DType dtype, const std::vector<std::uint64_t>& shape, double mean, double amp);
-  [[nodiscard]] Encoded store(const std::vector<double>& values, std::uint32_t rows, std::uint32_t cols) const;
+  void add(const std::string& name, DType dtype, const std::vector<std::uint64_t>& shape, double mean,
+           double amp);
+  [[nodiscard]] Encoded store(const std::vector<double>& values, std::uint32_t rows,
+                              std::uint32_t cols) const;
   void add_matrix(const std::string& name, std::uint32_t rows, std::uint32_t cols, bool quantised);
   void add_layer(std::size_t layer);
   void add_experts(std::size_t layer);
@@ -95,7 +97,7 @@ class MemorySource final : public ExpertSource {
 
   unsigned resident_percent = 100;
   std::set<std::pair<std::uint32_t, std::uint32_t>> failing;  ///< (layer, expert)
-  bool broken = false;                                         ///< next() returns an Error
+  bool broken = false;                                        ///< next() returns an Error
   std::uint64_t served = 0;
   std::uint64_t waits = 0;
 
@@ -109,7 +111,8 @@ class MemorySource final : public ExpertSource {
   unsigned leased_ = 0;
 };
 
-/// Runs tokens through one sequence in steps of the given sizes (the last repeats); all logits, [token][vocab].
+/// Runs tokens through one sequence in steps of the given sizes (the last repeats); all logits,
+/// [token][vocab].
 std::vector<float> run_all(Model& model, ExpertSource& source, Sequence& sequence,
                            const std::vector<std::uint32_t>& tokens, const std::vector<std::size_t>& steps,
                            Access access = Access::prefill);

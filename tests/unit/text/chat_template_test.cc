@@ -71,7 +71,8 @@ TEST_CASE("a malformed conversation is refused with the place") {
 
 TEST_CASE("nesting beyond the limit is refused, not recursed into") {
   const std::string deep = std::string(100000, '[') + std::string(100000, ']');
-  const auto text = fixture().render(R"({"messages":[{"role":"user","content":"a"}],"x":)" + deep + "}", true);
+  const auto text =
+      fixture().render(R"({"messages":[{"role":"user","content":"a"}],"x":)" + deep + "}", true);
   REQUIRE_FALSE(text.has_value());
   CHECK(text.error().message.find("nested deeper") != std::string::npos);
 }
@@ -116,7 +117,9 @@ struct ScratchDirectory {
     std::error_code ignored;
     std::filesystem::remove_all(path, ignored);
   }
-  void write(const std::string& name, const std::string& text) const { std::ofstream(path + "/" + name) << text; }
+  void write(const std::string& name, const std::string& text) const {
+    std::ofstream(path + "/" + name) << text;
+  }
   std::string path;
 };
 

@@ -1,5 +1,5 @@
-// Lets a script compare this library with Hugging Face tokenizers and with Jinja2: one JSON request per line on
-// stdin, one JSON answer per line on stdout. Used by tools/text/check_tokenizer.py and check_template.py.
+// Lets a script compare this library with Hugging Face tokenizers and with Jinja2: one JSON request per line
+// on stdin, one JSON answer per line on stdout. Used by tools/text/check_tokenizer.py and check_template.py.
 #include <cstdio>
 #include <fstream>
 #include <iostream>
@@ -23,9 +23,7 @@ struct Driver {
   std::optional<ChatTemplate> chat;
 };
 
-json failure(const Error& error) {
-  return {{"error", error.text()}, {"code", static_cast<int>(error.code)}};
-}
+json failure(const Error& error) { return {{"error", error.text()}, {"code", static_cast<int>(error.code)}}; }
 
 // Bytes that need not be UTF-8 travel as hexadecimal digits.
 std::string from_hex(const std::string& digits) {
@@ -47,7 +45,8 @@ std::string to_hex(std::string_view bytes) {
 }
 
 json encode(const Driver& driver, const json& request) {
-  const std::string text = request.contains("hex") ? from_hex(request["hex"]) : request["text"].get<std::string>();
+  const std::string text =
+      request.contains("hex") ? from_hex(request["hex"]) : request["text"].get<std::string>();
   const auto added = request.value("added", true) ? AddedTokens::match : AddedTokens::ignore;
   const auto ids = driver.tokenizer->encode(text, added);
   if (!ids) return failure(ids.error());

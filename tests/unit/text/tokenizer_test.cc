@@ -30,7 +30,8 @@ TEST_CASE("ids equal those of Hugging Face tokenizers") {
     CAPTURE(row.dump());
     const auto text = row["text"].get<std::string>();
     CHECK(encode(tokenizer, text) == row["ids"].get<Ids>());
-    CHECK(encode(tokenizer, text, AddedTokens::ignore) == (row.contains("plain") ? row["plain"] : row["ids"]).get<Ids>());
+    CHECK(encode(tokenizer, text, AddedTokens::ignore) ==
+          (row.contains("plain") ? row["plain"] : row["ids"]).get<Ids>());
   }
 }
 
@@ -84,10 +85,10 @@ TEST_CASE("invalid UTF-8 is refused with its byte offset") {
     std::string place;
   };
   const std::vector<Case> cases = {{"ab\xFF", "byte 2"},
-                                   {"\xC3\xA4\xC0\x80", "byte 2"},          // overlong
-                                   {"x\xED\xA0\x80", "byte 1"},             // surrogate
-                                   {"x\xF4\x90\x80\x80", "byte 1"},         // beyond U+10FFFF
-                                   {"abc\xE7\x81", "byte 3"},               // ends inside a character
+                                   {"\xC3\xA4\xC0\x80", "byte 2"},   // overlong
+                                   {"x\xED\xA0\x80", "byte 1"},      // surrogate
+                                   {"x\xF4\x90\x80\x80", "byte 1"},  // beyond U+10FFFF
+                                   {"abc\xE7\x81", "byte 3"},        // ends inside a character
                                    {"<|im_end|>\x80", "byte 10"}};
   for (const Case& c : cases) {
     const auto ids = tokenizer.encode(c.text, AddedTokens::match);
@@ -145,15 +146,23 @@ struct Refusal {
 const Refusal kRefusals[] = {
     {"no merges", [](json& f) { f["model"].erase("merges"); }, Errc::missing, "no model.merges"},
     {"empty merges", [](json& f) { f["model"]["merges"] = json::array(); }, Errc::missing, "no model.merges"},
-    {"WordPiece", [](json& f) { f["model"]["type"] = "WordPiece"; }, Errc::unsupported, "WordPiece is not BPE"},
+    {"WordPiece", [](json& f) { f["model"]["type"] = "WordPiece"; }, Errc::unsupported,
+     "WordPiece is not BPE"},
     {"no model", [](json& f) { f.erase("model"); }, Errc::missing, "no model"},
-    {"byte_fallback", [](json& f) { f["model"]["byte_fallback"] = true; }, Errc::unsupported, "byte_fallback"},
-    {"ignore_merges", [](json& f) { f["model"]["ignore_merges"] = true; }, Errc::unsupported, "ignore_merges"},
+    {"byte_fallback", [](json& f) { f["model"]["byte_fallback"] = true; }, Errc::unsupported,
+     "byte_fallback"},
+    {"ignore_merges", [](json& f) { f["model"]["ignore_merges"] = true; }, Errc::unsupported,
+     "ignore_merges"},
     {"dropout", [](json& f) { f["model"]["dropout"] = 0.1; }, Errc::unsupported, "dropout"},
     {"unknown option", [](json& f) { f["model"]["magic"] = 1; }, Errc::unsupported, "\"magic\""},
-    {"suffix", [](json& f) { f["model"]["end_of_word_suffix"] = "</w>"; }, Errc::unsupported, "end_of_word_suffix"},
+    {"suffix", [](json& f) { f["model"]["end_of_word_suffix"] = "</w>"; }, Errc::unsupported,
+     "end_of_word_suffix"},
     {"normalizer", [](json& f) { f["normalizer"]["type"] = "NFKC"; }, Errc::unsupported, "NFKC"},
-    {"pre_tokenizer", [](json& f) { f["pre_tokenizer"] = {{"type", "Metaspace"}}; }, Errc::unsupported, "Metaspace"},
+    {"pre_tokenizer",
+     [](json& f) {
+       f["pre_tokenizer"] = {{"type", "Metaspace"}};
+     },
+     Errc::unsupported, "Metaspace"},
     {"no pre_tokenizer", [](json& f) { f["pre_tokenizer"] = nullptr; }, Errc::missing, "no pre_tokenizer"},
     {"prefix space", [](json& f) { f["pre_tokenizer"]["pretokenizers"][1]["add_prefix_space"] = true; },
      Errc::unsupported, "add_prefix_space"},
@@ -168,18 +177,32 @@ const Refusal kRefusals[] = {
     {"decoder", [](json& f) { f["decoder"]["type"] = "Fuse"; }, Errc::unsupported, "decoder Fuse"},
     {"post_processor", [](json& f) { f["post_processor"]["type"] = "TemplateProcessing"; }, Errc::unsupported,
      "TemplateProcessing"},
-    {"truncation", [](json& f) { f["truncation"] = {{"max_length", 5}}; }, Errc::unsupported, "truncation"},
+    {"truncation",
+     [](json& f) {
+       f["truncation"] = {{"max_length", 5}};
+     },
+     Errc::unsupported, "truncation"},
     {"lstrip", [](json& f) { f["added_tokens"][3]["lstrip"] = true; }, Errc::unsupported, "lstrip"},
-    {"normalized", [](json& f) { f["added_tokens"][3]["normalized"] = true; }, Errc::unsupported, "normalized"},
-    {"repeated added token", [](json& f) { f["added_tokens"][3] = f["added_tokens"][4]; }, Errc::corrupt, "repeats"},
-    {"shared id", [](json& f) { f["added_tokens"][3]["id"] = 7; }, Errc::corrupt, "id 7 belongs to two tokens"},
-    {"huge id", [](json& f) { f["added_tokens"][3]["id"] = 4000000000u; }, Errc::corrupt, "added_tokens[3].id"},
-    {"id twice in vocab", [](json& f) { f["model"]["vocab"]["zzzz"] = 7; }, Errc::corrupt, "id 7 is used twice"},
+    {"normalized", [](json& f) { f["added_tokens"][3]["normalized"] = true; }, Errc::unsupported,
+     "normalized"},
+    {"repeated added token", [](json& f) { f["added_tokens"][3] = f["added_tokens"][4]; }, Errc::corrupt,
+     "repeats"},
+    {"shared id", [](json& f) { f["added_tokens"][3]["id"] = 7; }, Errc::corrupt,
+     "id 7 belongs to two tokens"},
+    {"huge id", [](json& f) { f["added_tokens"][3]["id"] = 4000000000u; }, Errc::corrupt,
+     "added_tokens[3].id"},
+    {"id twice in vocab", [](json& f) { f["model"]["vocab"]["zzzz"] = 7; }, Errc::corrupt,
+     "id 7 is used twice"},
     {"fractional id", [](json& f) { f["model"]["vocab"]["zzzz"] = 7.5; }, Errc::corrupt, "zzzz"},
     {"no byte", [](json& f) { f["model"]["vocab"].erase("A"); }, Errc::missing, "byte 65"},
-    {"merge of unknown", [](json& f) { f["model"]["merges"][9] = {"Q", "QQQQ"}; }, Errc::corrupt, "merges[9]"},
+    {"merge of unknown",
+     [](json& f) {
+       f["model"]["merges"][9] = {"Q", "QQQQ"};
+     },
+     Errc::corrupt, "merges[9]"},
     {"odd merge", [](json& f) { f["model"]["merges"][9] = "a b c"; }, Errc::corrupt, "merges[9]"},
-    {"merge twice", [](json& f) { f["model"]["merges"][9] = f["model"]["merges"][8]; }, Errc::corrupt, "repeats"},
+    {"merge twice", [](json& f) { f["model"]["merges"][9] = f["model"]["merges"][8]; }, Errc::corrupt,
+     "repeats"},
 };
 
 TEST_CASE("what can not be run exactly is refused by name") {
@@ -198,9 +221,10 @@ TEST_CASE("what can not be run exactly is refused by name") {
 
 TEST_CASE("broken JSON is refused with its place") {
   const std::string good = test::read_data("tokenizer.json");
-  for (const std::string& text : {good.substr(0, 5000), std::string(), std::string("[1]"), std::string(5000, '['),
-                                  test::replaced(good, "\"version\"", "\"model\":1,\"version\""),
-                                  test::replaced(good, "\"version\"", "\"\xFF\"")}) {
+  for (const std::string& text :
+       {good.substr(0, 5000), std::string(), std::string("[1]"), std::string(5000, '['),
+        test::replaced(good, "\"version\"", "\"model\":1,\"version\""),
+        test::replaced(good, "\"version\"", "\"\xFF\"")}) {
     const auto tokenizer = Tokenizer::parse(text);
     REQUIRE_FALSE(tokenizer.has_value());
     CHECK(tokenizer.error().code == Errc::corrupt);

@@ -1,0 +1,90 @@
+#include <poll.h>
+
+#include <catch2/catch.hpp>
+
+#include "daemons/worker/engine_loop.h"
+#include "tests/unit/daemons/fake_model.h"
+
+using namespace stoker;
+using namespace stoker::test;
+
+namespace {
+
+struct Harness {
+  Harness() : loop(model, source, rules, nullptr, clock, options()) {
+    rules.token_limit = kVocabulary;
+    REQUIRE(loop.start().has_value());
+  }
+  static SchedulerOptions options() {
+    SchedulerOptions o;
+    o.context = 100'000;
+    o.sequence_memory = 1'000'000'000;
+    return o;
+  }
+  void submit(const std::string& id, std::uint32_t max_tokens) {
+    Request request;
+    request.client = "c";
+    request.id = id;
+    request.prompt = {1, 2, 3};
+    request.max_tokens = max_tokens;
+    request.sampling.temperature = 0;
+    request.arrived = clock.now();
+    loop.submit(std::move(request));
+  }
+  /// Waits for events until `done` is true of one of them.
+  template <class Done>
+  void until(Done done) {
+    for (;;) {
+      pollfd item{.fd = loop.event_fd(), .events = POLLIN, .revents = 0};
+      while (::poll(&item, 1, 1000) == 0) {
+      }
+      bool found = false;
+      for (const Outgoing& event : loop.take_events()) {
+        if (event.message.has_token()) ++tokens;
+        found = found || done(event.message);
+      }
+      if (found) return;
+    }
+  }
+
+  SteadyClock clock;
+  FakeModel model;
+  NoSource source;
+  GenerationRules rules;
+  unsigned tokens = 0;
+  EngineLoop loop;
+};
+
+}  // namespace
+
+TEST_CASE("requests go in on one thread and answers come out on it") {
+  Harness h;
+  for (int i = 0; i < 20; ++i) h.submit("r" + std::to_string(i), 30);
+  int done = 0;
+  h.until([&](const wire::ServerMessage& m) { return m.has_done() && ++done == 20; });
+  CHECK(h.tokens == 600);
+  while (h.loop.status().requests_done < 20) std::this_thread::yield();  // told after the events
+}
+
+TEST_CASE("an endless request can be cancelled, and a stop ends the rest") {
+  Harness h;
+  h.submit("endless", 90'000);
+  h.submit("other", 90'000);
+  h.until([](const wire::ServerMessage& m) { return m.has_token(); });
+  h.loop.cancel("c", "endless");
+  h.until(
+      [](const wire::ServerMessage& m) { return m.has_done() && m.done().finish_reason() == "cancelled"; });
+  h.loop.stop();
+  h.until([](const wire::ServerMessage& m) { return m.has_error() && m.error().code() == "shutting_down"; });
+  while (!h.loop.finished()) std::this_thread::yield();
+  CHECK_FALSE(h.loop.lost().has_value());
+}
+
+TEST_CASE("a gone client's request ends without a word") {
+  Harness h;
+  h.submit("endless", 90'000);
+  h.until([](const wire::ServerMessage& m) { return m.has_token(); });
+  h.loop.drop_client("c");
+  while (h.loop.status().requests_cancelled == 0) std::this_thread::yield();
+  CHECK(h.loop.status().decoding == 0);
+}
