@@ -37,8 +37,8 @@ struct AttachEvent {
 };
 
 struct AttachServerOptions {
-  std::string
-      socket_path;  ///< loader_socket_path(); the caller holds the loader lock, a stale file is replaced
+  /// loader_socket_path(); the caller holds the loader lock, a stale file is replaced
+  std::string socket_path;
   std::string pool_name;
   std::string weights_name;
   std::uint64_t checkpoint_fingerprint = 0;

@@ -38,15 +38,15 @@ Result<std::string> make_run_directory(const RunDirectoryRequest& request) {
   if (::stat(canonical.c_str(), &status) != 0)
     return fail(Errc::io, "cannot look at run directory '" + canonical + "'" + remedy, errno);
   if (!S_ISDIR(status.st_mode))
-    return fail(Errc::invalid, "run directory '" + canonical + "' is not a directory" + remedy);
+    return fail(Errc::io, "run directory '" + canonical + "' is not a directory" + remedy);
   if (status.st_uid != ::geteuid() &&
       !(request.group_access && (status.st_uid == 0 || status.st_gid == ::getegid())))
-    return fail(Errc::invalid, "run directory '" + canonical + "' belongs to user " +
+    return fail(Errc::io, "run directory '" + canonical + "' belongs to user " +
                                    std::to_string(status.st_uid) + ", not to user " +
                                    std::to_string(::geteuid()) + remedy);
   const mode_t forbidden = request.group_access ? 0002 : 0022;
   if ((status.st_mode & forbidden) != 0)
-    return fail(Errc::invalid, "run directory '" + canonical + "' can be written by other users (chmod " +
+    return fail(Errc::io, "run directory '" + canonical + "' can be written by other users (chmod " +
                                    (request.group_access ? "o-w" : "go-w") + " it)" + remedy);
   if (::access(canonical.c_str(), W_OK | X_OK) != 0)
     return fail(Errc::io, "run directory '" + canonical + "' is not writable" + remedy, errno);

@@ -10,8 +10,8 @@ namespace stoker {
 
 struct RunDirectoryRequest {
   std::string explicit_path;  ///< from the command line or configuration; "" = none
-  std::string
-      xdg_runtime_dir;        ///< value of $XDG_RUNTIME_DIR as the daemon's configuration read it; "" = unset
+  /// $XDG_RUNTIME_DIR as the daemon's configuration read it; "" = unset
+  std::string xdg_runtime_dir;
   bool group_access = false;  ///< make it 0750 instead of 0700
 };
 
