@@ -103,7 +103,7 @@ suite_asan() {
   configure_and_build asan && STOKER_TEST_SANITIZER=asan run_ctest asan 'unit|conformance|sim|process'
 }
 suite_tsan() {
-  export TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1
+  export TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1:suppressions=$PWD/tests/tsan.supp
   configure_and_build tsan && STOKER_TEST_SANITIZER=tsan run_ctest tsan 'unit|conformance|sim|process'
 }
 

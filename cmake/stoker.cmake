@@ -31,14 +31,22 @@ function(stoker_binary name)
   target_link_libraries(${name} PRIVATE ${ARG_LIBS})
 endfunction()
 
+# For targets that are mostly header-only templates (CLI11, nlohmann-json, Catch2) and where speed is no matter:
+# under sanitizers they compile 2.5 times faster without optimisation.
+function(stoker_quick_sanitized_build)
+  if(STOKER_SANITIZE)
+    foreach(target ${ARGN})
+      target_compile_options(${target} PRIVATE -O0)
+    endforeach()
+  endif()
+endfunction()
+
 # stoker_test(NAME SOURCES test.cc [LIBS x y] [LABELS unit]): a Catch2 binary, one ctest entry.
 function(stoker_test name)
   cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;LIBS;LABELS" ${ARGN})
   add_executable(${name} ${ARG_SOURCES})
   stoker_configure(${name})
-  if(STOKER_SANITIZE)
-    target_compile_options(${name} PRIVATE -O0)  # Catch2's macros under sanitizers: 2.5 times faster to compile
-  endif()
+  stoker_quick_sanitized_build(${name})
   target_link_libraries(${name} PRIVATE stoker_test_main ${ARG_LIBS})
   add_test(NAME ${name} COMMAND ${name})
   set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" SKIP_RETURN_CODE 77)
