@@ -86,7 +86,7 @@ def decode(args, fraction, ids, work, config):
         delta = {k: counters(after)[k] - counters(before)[k] for k in counters(after)}
         seconds = stats["decode_seconds"]
         tokens = stats["generated_tokens"] - 1
-        uses = stats["experts_pool"] + stats["experts_hinted"] + stats["experts_disk"]
+        uses = stats["experts_pool"] + stats["experts_prefetched"] + stats["experts_disk"]
         return {"tokens_per_s": tokens / seconds, "bytes_per_token": delta["read_bytes"] / (tokens + 1 + len(warm[-4:])),
                 "read_bytes": delta["read_bytes"],
                 "seconds": seconds + stats["prefill_seconds"], "stall_share": stats["stall_seconds"] /

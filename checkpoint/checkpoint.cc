@@ -109,7 +109,7 @@ Result<Index> parse_index(const std::string& text, const std::string& path) {
                                      "\"; only plain file names in the same directory are allowed");
     names.insert(file);
     if (names.size() > kFilesMax)
-      return fail(Errc::too_large, path + " names more than " + std::to_string(kFilesMax) + " files");
+      return fail(Errc::corrupt, path + " names more than " + std::to_string(kFilesMax) + " files");
   }
   Index index;
   index.files.assign(names.begin(), names.end());

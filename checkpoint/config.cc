@@ -32,7 +32,7 @@ class KeyReader {
       const auto n = value.get<std::uint64_t>();
       if (n >= min && n <= max) return static_cast<std::uint32_t>(n);
     }
-    return refuse<std::uint32_t>(Errc::invalid, key,
+    return refuse<std::uint32_t>(Errc::corrupt, key,
                                  "is " + json_excerpt(value) + "; an integer from " + std::to_string(min) +
                                      " to " + std::to_string(max) + " is supported");
   }
@@ -40,7 +40,7 @@ class KeyReader {
   double number(const json& value, const std::string& key, double min, double max) {
     const double x = value.is_number() ? value.get<double>() : NAN;
     if (x >= min && x <= max) return x;  // false for NaN
-    return refuse<double>(Errc::invalid, key,
+    return refuse<double>(Errc::corrupt, key,
                           "is " + json_excerpt(value) + "; a number from " + short_text(min) + " to " +
                               short_text(max) + " is supported");
   }
@@ -49,14 +49,14 @@ class KeyReader {
     const json* value = find(key);
     if (value == nullptr) return absent;
     if (value->is_boolean()) return value->get<bool>();
-    return refuse<bool>(Errc::invalid, key, "is " + json_excerpt(*value) + "; true or false is supported");
+    return refuse<bool>(Errc::corrupt, key, "is " + json_excerpt(*value) + "; true or false is supported");
   }
 
   std::string text(const char* key, const std::string& absent) {
     const json* value = find(key);
     if (value == nullptr) return absent;
     if (value->is_string()) return value->get<std::string>();
-    return refuse<std::string>(Errc::invalid, key, "is " + json_excerpt(*value) + "; a string is supported");
+    return refuse<std::string>(Errc::corrupt, key, "is " + json_excerpt(*value) + "; a string is supported");
   }
 
   /// Token ids: an integer, a list of them, or nothing.
@@ -66,7 +66,7 @@ class KeyReader {
     if (value == nullptr) return out;
     if (!value->is_array()) return {count(*value, key, 0, id_max)};
     if (value->size() > 64)
-      return refuse<std::vector<std::uint32_t>>(Errc::invalid, key, "lists more than 64 ids");
+      return refuse<std::vector<std::uint32_t>>(Errc::corrupt, key, "lists more than 64 ids");
     for (const json& id : *value) out.push_back(count(id, key, 0, id_max));
     return out;
   }
@@ -117,7 +117,7 @@ void read_mixers(KeyReader& keys, ModelConfig& config) {
     return;
   }
   if (!types->is_array() || types->size() != config.layers) {
-    keys.refuse<int>(Errc::invalid, "layer_types",
+    keys.refuse<int>(Errc::corrupt, "layer_types",
                      "is not a list of num_hidden_layers = " + std::to_string(config.layers) + " strings");
     return;
   }
@@ -137,7 +137,7 @@ void read_mixers(KeyReader& keys, ModelConfig& config) {
 void read_rope(KeyReader& keys, ModelConfig& config) {
   const json* nested = keys.find("rope_parameters");
   if (nested != nullptr && !nested->is_object()) {
-    keys.refuse<int>(Errc::invalid, "rope_parameters", "is not an object");
+    keys.refuse<int>(Errc::corrupt, "rope_parameters", "is not an object");
     return;
   }
   const auto pick = [&](const char* key) -> const json* {
@@ -179,7 +179,7 @@ void read_attention(KeyReader& keys, ModelConfig& config) {
   config.head_dim = keys.count("head_dim", 2, 4096);
   if (config.kv_heads != 0 && config.attention_heads % config.kv_heads != 0)
     keys.refuse<int>(
-        Errc::invalid, "num_key_value_heads",
+        Errc::corrupt, "num_key_value_heads",
         "is " + std::to_string(config.kv_heads) +
             ", which does not divide num_attention_heads = " + std::to_string(config.attention_heads));
   if (keys.flag("attention_bias", false))
@@ -197,7 +197,7 @@ void read_deltanet(KeyReader& keys, ModelConfig& config) {
   config.conv_kernel = keys.count("linear_conv_kernel_dim", 1, 16);
   if (config.linear_key_heads != 0 && config.linear_value_heads % config.linear_key_heads != 0)
     keys.refuse<int>(
-        Errc::invalid, "linear_num_key_heads",
+        Errc::corrupt, "linear_num_key_heads",
         "is " + std::to_string(config.linear_key_heads) +
             ", which does not divide linear_num_value_heads = " + std::to_string(config.linear_value_heads));
 }
@@ -209,7 +209,7 @@ void read_experts(KeyReader& keys, ModelConfig& config) {
   config.shared_intermediate = keys.count("shared_expert_intermediate_size", 0, kWidthMax);
   config.norm_topk_prob = keys.flag("norm_topk_prob", true);  // the Hugging Face class default
   if (config.experts_per_token > config.experts)
-    keys.refuse<int>(Errc::invalid, "num_experts_per_tok",
+    keys.refuse<int>(Errc::corrupt, "num_experts_per_tok",
                      "is " + std::to_string(config.experts_per_token) +
                          ", more than num_experts = " + std::to_string(config.experts));
   if (keys.find("decoder_sparse_step") != nullptr && keys.count("decoder_sparse_step", 0, kLayersMax) != 1)
@@ -225,7 +225,7 @@ void read_quantisation(KeyReader& keys, ModelConfig& config) {
   const json* value = keys.find("quantization_config");
   if (value == nullptr) return;
   if (!value->is_object()) {
-    keys.refuse<int>(Errc::invalid, "quantization_config", "is not an object");
+    keys.refuse<int>(Errc::corrupt, "quantization_config", "is not an object");
     return;
   }
   const auto refuse = [&](const char* key, const json& found, const char* supported) {

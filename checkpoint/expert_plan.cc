@@ -55,8 +55,8 @@ Result<ExpertPlan> ExpertPlan::make(const Checkpoint& checkpoint) {
   // Slots are addressed with 31 bits (expert_parts is I32), with room for three aligned supersets.
   constexpr std::uint64_t kExpertBytesMax = 1_GiB;
   if (plan.expert_bytes_ > kExpertBytesMax)
-    return fail(Errc::too_large, "one expert has " + std::to_string(plan.expert_bytes_) +
-                                     " bytes, more than the limit of " + std::to_string(kExpertBytesMax));
+    return fail(Errc::unsupported, "one expert has " + std::to_string(plan.expert_bytes_) +
+                                       " bytes, more than the limit of " + std::to_string(kExpertBytesMax));
   plan.first_.reserve(std::size_t{plan.expert_count()} + 1);
   plan.parts_.reserve(plan.expert_count());
   plan.extents_.reserve(plan.expert_count());

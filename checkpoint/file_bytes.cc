@@ -49,8 +49,8 @@ Result<void> read_exactly(const OpenedFile& file, const std::string& path, std::
 Result<std::string> read_file(const std::string& path, std::uint64_t bytes_max) {
   STOKER_TRY(const OpenedFile file, open_regular(path));
   if (file.bytes > bytes_max)
-    return fail(Errc::too_large, path + " has " + std::to_string(file.bytes) + " bytes, more than the " +
-                                     std::to_string(bytes_max) + " such a file may have");
+    return fail(Errc::corrupt, path + " has " + std::to_string(file.bytes) + " bytes, more than the " +
+                                   std::to_string(bytes_max) + " such a file may have");
   std::string text(file.bytes, '\0');
   STOKER_TRY_VOID(read_exactly(file, path, 0, text.data(), text.size()));
   return text;

@@ -24,7 +24,7 @@ Result<OpenedFile> open_regular(const std::string& path);
 Result<void> read_exactly(const OpenedFile& file, const std::string& path, std::uint64_t offset, void* target,
                           std::size_t bytes);
 
-/// The whole file; Errc::too_large beyond `bytes_max`.
+/// The whole file; Errc::corrupt beyond `bytes_max`.
 Result<std::string> read_file(const std::string& path, std::uint64_t bytes_max);
 
 }  // namespace stoker

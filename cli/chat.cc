@@ -118,7 +118,8 @@ void Chat::load(const std::string& path) {
 Chat::Next Chat::command(const std::string& line) {
   const auto space = line.find(' ');
   const std::string verb = line.substr(0, space);
-  const std::string rest = space == std::string::npos ? "" : line.substr(line.find_first_not_of(' ', space));
+  const auto start = space == std::string::npos ? space : line.find_first_not_of(' ', space);
+  const std::string rest = start == std::string::npos ? "" : line.substr(start);
   if (verb == "/bye" || verb == "/exit" || verb == "/quit") return Next::leave;
   if (verb == "/help") {
     say(kHelp);
@@ -162,6 +163,7 @@ Chat::Next Chat::command(const std::string& line) {
 }
 
 int Chat::turn(const std::string& text) {
+  if (const auto valid = check_utf8(text, "the message"); !valid) return report(valid.error(), "chat");
   messages_.push_back({{"role", "user"}, {"content", text}});
   wire::GenerateRequest request;
   request.set_id(next_request_id(++requests_));

@@ -45,6 +45,7 @@ class Exchange {
       outcome_.done = message.done();
       return true;
     }
+    if (is_stale(message)) return false;
     if (message.has_error()) {
       if (cancelling()) return true;
       return fail(errc_of(message.error().code()), message.error().message() + " (request " + id_ + ")");
@@ -60,6 +61,13 @@ class Exchange {
   [[nodiscard]] GenerateOutcome take() { return std::move(outcome_); }
 
  private:
+  /// Of an earlier request of ours that was cancelled. An error without id is about the message as a whole.
+  [[nodiscard]] bool is_stale(const wire::ServerMessage& m) const {
+    if (m.has_error()) return !m.error().id().empty() && m.error().id() != id_;
+    return (m.has_token() && m.token().id() != id_) || (m.has_progress() && m.progress().id() != id_) ||
+           (m.has_logits() && m.logits().id() != id_) || (m.has_done() && m.done().id() != id_);
+  }
+
   Client& client_;
   std::string id_;
   const GenerateHooks& hooks_;

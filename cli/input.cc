@@ -9,6 +9,7 @@
 #include <cstdio>
 
 #include "cli/terminal.h"
+#include "gpu-worker/text/utf8.h"
 #include "shm/base/unique_fd.h"
 
 namespace stoker::cli {
@@ -53,6 +54,13 @@ Result<std::vector<std::uint32_t>> parse_ids(std::string_view text) {
   }
   if (ids.empty()) return fail(Errc::invalid, "there is no token id; write ids as 1,5,9");
   return ids;
+}
+
+Result<void> check_utf8(std::string_view text, const std::string& what) {
+  const Utf8Scan scan = scan_utf8(text);
+  if (scan.valid == text.size()) return {};
+  return fail(Errc::invalid, what + " is not valid UTF-8 at byte " + std::to_string(scan.valid) +
+                                 "; convert it first, e.g. with iconv");
 }
 
 Result<void> write_file(const std::string& path, const std::string& bytes) {

@@ -19,6 +19,10 @@ bool stdin_is_piped();
 /// "1,5,9" (white space allowed) as token ids. Errc::invalid names the text that is not an id.
 Result<std::vector<std::uint32_t>> parse_ids(std::string_view text);
 
+/// Refuses text that is not UTF-8 with the offset of the first bad byte (Errc::invalid); `what` names the
+/// text.
+Result<void> check_utf8(std::string_view text, const std::string& what);
+
 /// Replaces the file's content; errors name the path.
 Result<void> write_file(const std::string& path, const std::string& bytes);
 

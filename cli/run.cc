@@ -61,6 +61,9 @@ Result<void> fill_input(const RunOptions& options, const std::string& prompt, co
     for (const std::uint32_t id : ids) request.mutable_tokens()->add_ids(id);
     return {};
   }
+  STOKER_TRY_VOID(check_utf8(prompt, "the prompt"));
+  STOKER_TRY_VOID(check_utf8(options.system, "the system message"));
+  for (const std::string& stop : options.sampling.stop) STOKER_TRY_VOID(check_utf8(stop, "a stop string"));
   if (options.raw || !has_chat_template(model_dir)) {
     if (options.has_system && !options.raw) {
       return fail(Errc::invalid, "--system needs a chat template, and " + model_dir + " has none");
@@ -71,11 +74,7 @@ Result<void> fill_input(const RunOptions& options, const std::string& prompt, co
   nlohmann::ordered_json messages = nlohmann::ordered_json::array();
   if (options.has_system) messages.push_back({{"role", "system"}, {"content", options.system}});
   messages.push_back({{"role", "user"}, {"content", prompt}});
-  try {
-    request.set_conversation_json(nlohmann::ordered_json{{"messages", messages}}.dump());
-  } catch (const nlohmann::json::type_error&) {
-    return fail(Errc::invalid, "the prompt is not valid UTF-8; convert it first, e.g. with iconv");
-  }
+  request.set_conversation_json(nlohmann::ordered_json{{"messages", messages}}.dump());
   return {};
 }
 

@@ -95,8 +95,10 @@ int serve(ServeOptions options, Context& context) {
   SupervisorOptions supervised;
   supervised.children = stack_children(options.stack, *run_dir, StackLogs::inherit, options.unlink_on_exit);
   supervised.restart = !options.no_restart;
+  std::string gave_up;
   Supervisor supervisor(std::move(supervised), context.clock, [&](const SupervisorEvent& event) {
     context.terminal.note("stoker: " + event.text);
+    if (event.kind == SupervisorEvent::Kind::gave_up) gave_up = event.text;
   });
   // We answer to systemd for the whole stack; the daemons must not.
   const Notifier notifier(settings->notify_socket);
@@ -107,7 +109,8 @@ int serve(ServeOptions options, Context& context) {
   notifier.stopping();
   supervisor.stop();
   context.terminal.note("stoker: stopped");
-  return code;
+  // The last line says why it ended, whatever the daemons logged meanwhile.
+  return gave_up.empty() ? code : report(code, "serve", gave_up + "; its reason stands above");
 }
 
 }  // namespace

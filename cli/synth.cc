@@ -14,7 +14,7 @@ namespace {
 struct SynthOptions {
   std::string out, preset = "tiny", like, format, tokenizer;
   bool sparse = false, force = false, json = false, dry_run = false;
-  std::optional<bool> locality;
+  bool locality = false, no_locality = false;
   bool tie_embeddings = false, no_norm_topk = false, no_shared_expert = false;
   std::optional<std::uint32_t> layers, experts, experts_per_token, hidden, vocab, context, moe_intermediate,
       heads, kv_heads, head_dim, rotary_dim, key_heads, value_heads, key_dim, value_dim, shards,
@@ -83,7 +83,7 @@ Result<SynthSpec> make_spec(const SynthOptions& o) {
   if (o.format == "f32") spec.format = SynthFormat::f32;
   put(spec.shards, o.shards);
   put(spec.real_share, o.real_share);
-  put(spec.locality, o.locality);
+  if (o.locality || o.no_locality) spec.locality = o.locality;
   put(spec.routing_tokens, o.routing_tokens);
   if (spec.routing_vocab > spec.config.vocab_size) spec.routing_vocab = 0;
   spec.seed = o.seed;
@@ -94,7 +94,7 @@ Result<SynthSpec> make_spec(const SynthOptions& o) {
   return spec;
 }
 
-int print(const SynthReport& r, const SynthOptions& o, Context& context) {
+int print(const SynthReport& r, bool locality, const SynthOptions& o, Context& context) {
   if (!o.json) {
     context.terminal.note((o.dry_run ? "would write " : "wrote ") + o.out + ": " + std::to_string(r.tensors) +
                           " tensors, " + format_bytes(r.tensor_bytes) + " in " + std::to_string(r.files) +
@@ -108,7 +108,8 @@ int print(const SynthReport& r, const SynthOptions& o, Context& context) {
                                    {"written_bytes", r.written_bytes},
                                    {"files", r.files},
                                    {"experts", r.experts},
-                                   {"real_experts", r.real_experts}};
+                                   {"real_experts", r.real_experts},
+                                   {"planted_locality", locality}};
   return context.terminal.write_answer(out.dump() + "\n") ? kOk : kFailure;
 }
 
@@ -117,7 +118,7 @@ int synth(const SynthOptions& options, Context& context) {
   if (!spec) return report(spec.error(), "synth");
   if (options.dry_run) {
     const auto plan = synth_plan(*spec);
-    return plan ? print(*plan, options, context) : report(plan.error(), "synth");
+    return plan ? print(*plan, spec->locality, options, context) : report(plan.error(), "synth");
   }
   auto interrupts = Interrupts::open();
   if (!interrupts) return report(interrupts.error(), "synth");
@@ -131,7 +132,7 @@ int synth(const SynthOptions& options, Context& context) {
   context.terminal.clear_progress();
   if (signal != 0) return report(exit_code_of_signal(signal), "synth", "interrupted, nothing was kept");
   if (!written) return report(written.error(), "synth");
-  return print(*written, options, context);
+  return print(*written, spec->locality, options, context);
 }
 
 void add_dimensions(CLI::App& verb, SynthOptions& o) {
@@ -179,8 +180,9 @@ void add_synth(CLI::App& app, Action& action) {
   verb->add_option("--real-share", o.real_share, "With --sparse: share of experts that are written")
       ->check(CLI::Range(0.0, 1.0))
       ->needs(sparse);
-  verb->add_flag("--locality,!--no-locality", o.locality,
-                 "Plant topics in the routing (default: the preset's)");
+  auto* locality =
+      verb->add_flag("--locality", o.locality, "Plant topics in the routing (default: the preset's)");
+  verb->add_flag("--no-locality", o.no_locality, "Random routers")->excludes(locality);
   verb->add_option("--routing-tokens", o.routing_tokens, "Length of the walk in routing_tokens.txt");
   verb->add_option("--tokenizer", o.tokenizer, "Directory to copy tokenizer.json and the chat template from")
       ->check(CLI::ExistingDirectory);

@@ -3,6 +3,8 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "checkpoint/checkpoint.h"
+#include "checkpoint/checksums.h"
 #include "checkpoint/verify.h"
 #include "cli/context.h"
 #include "cli/interrupts.h"
@@ -13,7 +15,7 @@ namespace stoker::cli {
 namespace {
 
 struct VerifyArguments {
-  std::string model_dir;
+  std::string model_dir, checksums;
   VerifyOptions options;
   bool no_hash = false, json = false;
 };
@@ -48,6 +50,19 @@ std::string as_text(const VerifyReport& r, const std::string& tokenizer_problem)
   return text;
 }
 
+/// A second pass, over the experts only: the file for --verify-checksums of the loader.
+Result<void> make_checksums(const VerifyArguments& arguments, Context& context, Interrupts& interrupts) {
+  STOKER_TRY(const Checkpoint checkpoint, Checkpoint::open(arguments.model_dir));
+  const auto written =
+      write_checksums(checkpoint, arguments.checksums, [&](std::uint64_t done, std::uint64_t total) {
+        context.terminal.progress("checksums · expert " + std::to_string(done) + " of " +
+                                  std::to_string(total));
+        return interrupts.take() == 0;
+      });
+  context.terminal.clear_progress();
+  return written;
+}
+
 int verify(VerifyArguments arguments, Context& context) {
   auto interrupts = Interrupts::open();
   if (!interrupts) return report(interrupts.error(), "verify");
@@ -76,7 +91,11 @@ int verify(VerifyArguments arguments, Context& context) {
                                      "\n"
                                : as_text(*result, tokenizer_problem);
   if (!context.terminal.write_answer(text)) return kFailure;
-  if (result->good() && tokenizer_problem.empty()) return kOk;
+  if (result->good() && tokenizer_problem.empty()) {
+    if (arguments.checksums.empty()) return kOk;
+    const auto written = make_checksums(arguments, context, *interrupts);
+    return written ? kOk : report(written.error(), "verify --checksums");
+  }
   const std::uint64_t problems = result->problems_total + (tokenizer_problem.empty() ? 0 : 1);
   return report(kModel, "verify",
                 arguments.model_dir + " has " + std::to_string(problems) +
@@ -90,6 +109,8 @@ void add_verify(CLI::App& app, Action& action) {
   CLI::App* verb = app.add_subcommand("verify", "Read a whole checkpoint once and check every value");
   verb->add_option("MODEL_DIR", arguments->model_dir, "Checkpoint directory")->required();
   verb->add_option("--threads", arguments->options.threads, "Files read at a time (default: one per CPU)");
+  verb->add_option("--checksums", arguments->checksums,
+                   "If all is well, write the experts' checksums to this file (for loader.checksums)");
   verb->add_flag("--no-hash", arguments->no_hash,
                  "Do not compare SHA-256 where the Hugging Face cache tells it");
   verb->add_flag("--json", arguments->json, "Print JSON");

@@ -95,6 +95,7 @@ void CpuModel::logits(Step& step) {
     std::size_t first = first_row_[s + 1];
     if (step.segments[s].logits == Segment::Logits::last) first -= 1;
     if (step.segments[s].logits == Segment::Logits::all) first = first_row_[s];
+    const std::size_t before = wanted;
     for (std::size_t r = first; r < first_row_[s + 1]; ++r) {
       float* normed = h_.data() + wanted++ * hidden;
       kernels_.rms_norm(x_.data() + r * hidden, weights_.final_norm.data(), hidden, config_.rms_norm_eps,
@@ -103,6 +104,8 @@ void CpuModel::logits(Step& step) {
       fail_segment(step, static_cast<std::uint32_t>(s),
                    Error{Errc::corrupt, 0,
                          "the model produced non-finite values: checkpoint damaged, run `stoker verify`"});
+      wanted = before;  // its rows leave, or the next segment would get them
+      break;
     }
   }
   if (logits_.size() < wanted * vocab) logits_.resize(wanted * vocab);

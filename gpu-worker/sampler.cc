@@ -52,7 +52,9 @@ std::uint32_t Sampler::sample(std::span<const float> logits, std::span<const std
   if (params_.temperature <= 0) {
     return static_cast<std::uint32_t>(std::max_element(scores_.begin(), scores_.end()) - scores_.begin());
   }
-  for (float& score : scores_) score /= params_.temperature;
+  // From the largest down, so that a tiny temperature cannot overflow.
+  const float largest = *std::max_element(scores_.begin(), scores_.end());
+  for (float& score : scores_) score = (score - largest) / params_.temperature;
 
   // A heap of ids, likeliest on top, the lower id first among equals: only as many are sorted as are needed.
   order_.resize(n);
@@ -101,8 +103,9 @@ std::uint32_t Sampler::sample(std::span<const float> logits, std::span<const std
 
 TokenLogprob logprob_of(std::span<const float> logits, std::uint32_t token_limit, std::uint32_t chosen) {
   const std::span<const float> real = logits.first(usable(logits, token_limit));
-  STOKER_CHECK(chosen < real.size());
-  return {chosen, static_cast<float>(static_cast<double>(real[chosen]) - log_sum_exp(real))};
+  // A forced id may be one of the padding rows that the model has and the tokenizer has not.
+  STOKER_CHECK(chosen < logits.size());
+  return {chosen, static_cast<float>(static_cast<double>(logits[chosen]) - log_sum_exp(real))};
 }
 
 std::vector<TokenLogprob> top_logprobs(std::span<const float> logits, std::uint32_t token_limit,

@@ -4,7 +4,7 @@
 #include <cerrno>
 #include <cstring>
 
-#include "io-worker/checksums.h"
+#include "checkpoint/checksums.h"
 #include "shm/usage.h"
 
 namespace stoker {
@@ -180,17 +180,24 @@ void Loader::take_demand(const Demand& demand) {
   fill.ticket[demand.process] = demand.ticket;
 }
 
-/// The expert may have become resident between the worker's look and its demand.
+/// The expert may have become resident between the worker's look and its demand. If a hint brought it, this
+/// is the hint's first use, and it came a little late.
 bool Loader::grant_resident(const Demand& demand) {
-  const std::uint32_t slot = pool_.experts()[demand.expert.value].slot.load(std::memory_order_relaxed);
-  if (slot >= pool_.slot_count()) return false;
-  const auto word = update(pool_.slots()[slot], [&](SlotWord w) -> std::optional<SlotWord> {
-    if (w.state != SlotState::ready) return std::nullopt;
+  const std::uint32_t index = pool_.experts()[demand.expert.value].slot.load(std::memory_order_relaxed);
+  if (index >= pool_.slot_count()) return false;
+  SlotControl& slot = pool_.slots()[index];
+  const auto word = update(slot, [&](SlotWord w) -> std::optional<SlotWord> {
+    if (w.state != SlotState::ready || slot.expert.load(std::memory_order_relaxed) != demand.expert.value)
+      return std::nullopt;
     w.readers = static_cast<std::uint16_t>(w.readers | (1U << demand.process));
     return w;
   });
-  if (word) grant(demand.process, demand.ticket, SlotId{slot}, DemandOrigin::resident);
-  return word.has_value();
+  if (!word) return false;
+  const auto origin = static_cast<SlotOrigin>(
+      slot.origin.exchange(static_cast<std::uint32_t>(SlotOrigin::demand), std::memory_order_relaxed));
+  grant(demand.process, demand.ticket, SlotId{index},
+        origin == SlotOrigin::hint_unused ? DemandOrigin::hint_in_flight : DemandOrigin::resident);
+  return true;
 }
 
 /// Hands over a slot that carries the process's reader bit already, or takes the bit back if the demand is
@@ -246,7 +253,7 @@ void Loader::start_hints() {
   const auto now = static_cast<std::uint32_t>(pool_.header().step.load(std::memory_order_relaxed));
   while (!hints_.empty() && demand_queue_.empty()) {
     const LoaderHint hint = hints_.front();
-    const bool wanted = hint.expert.value < plan_.expert_count() &&
+    const bool wanted = budget > 0 && hint.expert.value < plan_.expert_count() &&
                         static_cast<std::int32_t>(hint.step - now) >= 0 &&
                         fill_of_expert_[hint.expert.value] == kNoFill &&
                         pool_.experts()[hint.expert.value].slot.load(std::memory_order_relaxed) == kNone;
@@ -445,10 +452,14 @@ void Loader::complete(const Completion& completion) {
 void Loader::piece_error(Fill& fill, Piece& piece, std::size_t piece_index, int os_errno) {
   auto& counters = pool_.counters().loader;
   add(counters.read_errors);
+  if (fill.failed) return;  // the first error is the one to report
   const bool again = transient(os_errno) ? fill.transient++ < options_.transient_retries
                                          : os_errno != ENODATA && fill.errors++ < options_.error_retries;
-  if (again && !fill.failed) {
+  // A hint is not worth holding bytes in flight for while it waits to be tried again.
+  if (again && fill.demand) {
     add(counters.retries);
+    piece.done = static_cast<std::uint32_t>(align_down(piece.done, kDirectAlign));
+    piece.resumes = 0;
     piece.ready_to_submit = true;
     const int doublings = std::min(10, fill.transient + fill.errors - 1);
     fill.retry_at = clock_.now() + options_.retry_delay * (1LL << doublings);

@@ -34,7 +34,7 @@ struct LoaderOptions {
   std::uint32_t transient_retries = 8;                  ///< EINTR, EAGAIN, EBUSY, ENOMEM
   std::uint32_t error_retries = 1;                      ///< EIO and other device errors
   Duration retry_delay = std::chrono::milliseconds(2);  ///< doubles with every retry
-  /// XXH3-64 per expert over its gate, up and down bytes, in this order (io-worker/checksums.h); empty: not
+  /// XXH3-64 per expert over its gate, up and down bytes, in this order (checkpoint/checksums.h); empty: not
   /// checked. A mismatch is read again once, then the expert fails.
   std::vector<std::uint64_t> checksums;
 };

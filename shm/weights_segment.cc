@@ -78,16 +78,18 @@ Result<WeightsSegment> WeightsSegment::create_or_adopt(const std::string& name, 
                                                        std::uint64_t fingerprint, bool group_access) {
   if (bytes == 0 || bytes > kWeightsBytesMax)
     return fail(Errc::invalid, "weights '" + name + "': " + std::to_string(bytes) + " bytes is out of range");
-  auto old = Segment::open({.name = name, .advise_huge = true}, true);
-  if (!old && (old.error().code == Errc::invalid || old.error().code == Errc::io))
-    return tl::unexpected<Error>(std::move(old).error());
-  if (old && old->group_access() == group_access)
-    if (const auto image_bytes = validate(*old, name, fingerprint); image_bytes && *image_bytes == bytes) {
-      STOKER_TRY_VOID(old->populate());
-      return WeightsSegment(std::make_unique<State>(State{*std::move(old), bytes, true, true}));
-    }
-  // An incomplete one is never filled further: reads that a killed loader had in flight may still land in
-  // it. They land in the old object, which lives on without a name until they are over.
+  {
+    auto old = Segment::open({.name = name, .advise_huge = true}, true);
+    if (!old && (old.error().code == Errc::invalid || old.error().code == Errc::io))
+      return tl::unexpected<Error>(std::move(old).error());
+    if (old && old->group_access() == group_access)
+      if (const auto image_bytes = validate(*old, name, fingerprint); image_bytes && *image_bytes == bytes) {
+        STOKER_TRY_VOID(old->populate());
+        return WeightsSegment(std::make_unique<State>(State{*std::move(old), bytes, true, true}));
+      }
+  }
+  // An incomplete one is never filled further, and it is unmapped by now: two copies would not fit the
+  // budget.
   Segment::remove(name);
   STOKER_TRY(Segment segment, Segment::create({.name = name,
                                                .bytes = kPageBytes + align_up(bytes, kPageBytes),

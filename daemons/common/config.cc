@@ -138,7 +138,7 @@ Result<Config> load_config(Program program, const ConfigSources& sources) {
   } else {
     std::error_code error;
     if (!std::filesystem::is_regular_file(only, error))
-      return fail(Errc::missing,
+      return fail(Errc::invalid,
                   "configuration file " + only + " does not exist; see --config and STOKER_CONFIG");
     STOKER_TRY_VOID(apply_file(config, only));
   }

@@ -36,14 +36,16 @@ struct Config {
   std::string log_level = "info";
 
   // [loader]
-  Size ram{.bytes = 0, .percent = 50};  ///< budget: resident weights + pool + control
-  std::uint32_t pool_slots = 0;         ///< experts in the pool; 0 = as many as `ram` holds
-  std::string engine = "auto";          ///< auto, uring, pread
-  Size bytes_in_flight;                 ///< bytes being read at the same time; 0 = measured at start
-  double hint_share = 0.25;             ///< of bytes_in_flight that hints may use
-  std::string huge_pages = "auto";      ///< auto, off
-  std::string checksums;        ///< file made by `stoker verify --checksums`; "" = reads are not checked
-  bool unlink_on_exit = false;  ///< drop pool and weights at an orderly stop instead of staying warm
+  /// Budget: resident weights + pool + control. A little under the usual size of /dev/shm, which is half of
+  /// the machine's memory and holds other things too.
+  Size ram{.bytes = 0, .percent = 45};
+  std::uint32_t pool_slots = 0;     ///< experts in the pool; 0 = as many as `ram` holds
+  std::string engine = "auto";      ///< auto, uring, pread
+  Size bytes_in_flight;             ///< bytes being read at the same time; 0 = measured at start
+  double hint_share = 0.25;         ///< of bytes_in_flight that hints may use
+  std::string huge_pages = "auto";  ///< auto, off
+  std::string checksums;            ///< file made by `stoker verify --checksums`; "" = reads are not checked
+  bool unlink_on_exit = false;      ///< drop pool and weights at an orderly stop instead of staying warm
 
   // [worker]
   std::uint32_t threads = 0;        ///< 0 = one per CPU of the affinity mask

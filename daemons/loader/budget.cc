@@ -8,8 +8,10 @@
 namespace stoker {
 namespace {
 
+/// As the three shared-memory objects are rounded: weights with their header page, payload in huge pages.
 std::uint64_t total_bytes(const BudgetRequest& request, std::uint64_t slots) {
-  return align_up(request.weights_bytes, kPageBytes) + slots * request.slot_bytes +
+  return kPageBytes + align_up(request.weights_bytes, kPageBytes) +
+         align_up(slots * request.slot_bytes, kHugePageBytes) +
          ControlLayout::of(slots, request.expert_count).bytes;
 }
 
@@ -18,7 +20,7 @@ std::uint64_t total_bytes(const BudgetRequest& request, std::uint64_t slots) {
 Result<Budget> plan_budget(const BudgetRequest& request) {
   std::uint64_t slots = request.pool_slots;
   if (slots == 0) {
-    const std::uint64_t fixed = total_bytes(request, 0) + kPageBytes;
+    const std::uint64_t fixed = total_bytes(request, 0) + kPageBytes + kHugePageBytes;
     const std::uint64_t left = request.ram > fixed ? request.ram - fixed : 0;
     slots = std::min<std::uint64_t>(left / (request.slot_bytes + sizeof(SlotControl)), request.expert_count);
   }

@@ -2,12 +2,14 @@
 // io-worker/loader.h.
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <iostream>
 #include <memory>
 #include <optional>
 
 #include "checkpoint/checkpoint.h"
+#include "checkpoint/checksums.h"
 #include "daemons/common/config.h"
 #include "daemons/common/endpoints.h"
 #include "daemons/common/exit_code.h"
@@ -18,7 +20,6 @@
 #include "daemons/loader/budget.h"
 #include "daemons/loader/control.h"
 #include "io-worker/calibrate.h"
-#include "io-worker/checksums.h"
 #include "io-worker/engine.h"
 #include "io-worker/loader.h"
 #include "io-worker/recovery.h"
@@ -186,6 +187,8 @@ Result<void> LoaderDaemon::read_weights(StopSignals& signals) {
 
 /// Depth as bytes: what the user said, or what a short measurement at start finds best.
 Result<std::uint64_t> LoaderDaemon::choose_bytes_in_flight() {
+  if (config_.bytes_in_flight.percent > 0)
+    return fail(Errc::invalid, "--bytes-in-flight is a number of bytes (16MiB), not a share");
   if (config_.bytes_in_flight.bytes > 0) return config_.bytes_in_flight.bytes;
   const std::uint64_t slot = model_->experts.slot_bytes();
   if (slot * model_->experts.expert_count() < kCalibrateFrom) return kDefaultBytesInFlight;
@@ -223,8 +226,12 @@ Result<void> LoaderDaemon::serve(StopSignals& signals) {
                                            .weights_name = weights_name_,
                                            .checkpoint_fingerprint = model_->checkpoint.fingerprint(),
                                            .group_access = config_.group_access}));
+  // An expert may be three reads; room for one more on top, so that bytes are what limits.
+  const std::size_t depth =
+      std::clamp<std::size_t>(3 * (options.bytes_in_flight / plan.slot_bytes() + 1), 64, kEngineDepthMax);
   STOKER_TRY(const auto engine, make_engine(config_, files_,
-                                            {.doorbell_fd = attach.doorbell_fd(),
+                                            {.depth = depth,
+                                             .doorbell_fd = attach.doorbell_fd(),
                                              .registered = pool_->payload(),
                                              .registered_granule = plan.slot_bytes()}));
   log_info("engine: " + engine->describe());

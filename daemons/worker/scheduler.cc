@@ -28,6 +28,16 @@ struct Scheduler::Entry {
   }
 };
 
+namespace {
+
+/// A segment fails by a read, for want of memory, or because the checkpoint is damaged.
+const char* code_of(const Error& error) {
+  if (error.code == Errc::io) return error_code::kExpertRead;
+  return error.code == Errc::no_memory ? error_code::kMemory : error_code::kInternal;
+}
+
+}  // namespace
+
 /// Counts expert uses per request during a decode step, and passes events on.
 class Scheduler::Tally final : public RoutingObserver {
  public:
@@ -238,7 +248,7 @@ void Scheduler::prefill(Entry& entry) {
   entry.stats.set_experts_pool(entry.stats.experts_pool() + stats->pool);
   entry.stats.set_experts_hinted(entry.stats.experts_hinted() + stats->hinted);
   entry.stats.set_experts_disk(entry.stats.experts_disk() + stats->disk + stats->late_hint);
-  if (result.error) return fail(entry, error_code::kExpertRead, result.error->text());
+  if (result.error) return fail(entry, code_of(*result.error), result.error->text());
 
   const std::uint32_t first = entry.prompt_done;
   entry.prompt_done = end;
@@ -296,7 +306,7 @@ void Scheduler::decode() {
     Entry& entry = *members[i];
     entry.stats.set_stall_seconds(entry.stats.stall_seconds() + seconds(stats->stall));
     if (results[i].error) {
-      fail(entry, error_code::kExpertRead, results[i].error->text());
+      fail(entry, code_of(*results[i].error), results[i].error->text());
     } else {
       accept(entry, results[i].logits);
     }

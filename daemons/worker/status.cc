@@ -149,7 +149,8 @@ std::string status_json(const StatusFacts& facts, const SchedulerStatus& schedul
       {"loader", loader_json(*facts.pool)},
       {"predictor", predictor_json(endpoint::predictor_report(config.run_dir))},
   };
-  return out.dump();
+  // Paths need not be UTF-8.
+  return out.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
 }
 
 }  // namespace stoker

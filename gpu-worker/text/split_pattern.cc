@@ -174,8 +174,8 @@ class Translator {
 Result<std::string> translate_split_pattern(std::string_view pattern) {
   if (pattern.empty()) return fail(Errc::corrupt, "the split pattern is empty");
   if (pattern.size() > kPatternBytesMax) {
-    return fail(Errc::too_large, "the split pattern has " + std::to_string(pattern.size()) +
-                                     " bytes, more than " + std::to_string(kPatternBytesMax));
+    return fail(Errc::corrupt, "the split pattern has " + std::to_string(pattern.size()) +
+                                   " bytes, more than " + std::to_string(kPatternBytesMax));
   }
   return Translator(pattern).run();
 }

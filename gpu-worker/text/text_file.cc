@@ -18,7 +18,7 @@ Result<std::string> read_text_file(const std::string& path, std::size_t bytes_ma
   if (!S_ISREG(status.st_mode)) return fail(Errc::invalid, path + " is not a regular file");
   const auto size = static_cast<std::size_t>(status.st_size);
   if (size > bytes_max) {
-    return fail(Errc::too_large,
+    return fail(Errc::corrupt,
                 path + " has " + std::to_string(size) + " bytes, more than " + std::to_string(bytes_max));
   }
   std::string text(size, '\0');

@@ -8,7 +8,7 @@
 
 namespace stoker {
 
-/// Errc::missing if there is no such file, Errc::io with errno, Errc::too_large with both numbers.
+/// Errc::missing if there is no such file, Errc::io with errno, Errc::corrupt with both numbers.
 [[nodiscard]] Result<std::string> read_text_file(const std::string& path, std::size_t bytes_max);
 
 }  // namespace stoker

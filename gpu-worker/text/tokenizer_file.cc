@@ -229,8 +229,8 @@ Result<std::vector<TokenizerFile::Token>> read_added_tokens(const JsonValue* lis
   if (list == nullptr) return out;
   if (!list->is_array()) return corrupt("added_tokens is no array");
   if (list->items.size() > kAddedTokensMax) {
-    return fail(Errc::too_large, "tokenizer.json: " + std::to_string(list->items.size()) +
-                                     " added_tokens, more than " + std::to_string(kAddedTokensMax));
+    return fail(Errc::corrupt, "tokenizer.json: " + std::to_string(list->items.size()) +
+                                   " added_tokens, more than " + std::to_string(kAddedTokensMax));
   }
   std::unordered_set<std::string> contents;
   for (std::size_t i = 0; i < list->items.size(); ++i) {

@@ -95,6 +95,9 @@ def verify(rig, model):
     expect(done.code == 0, f"verify: {done}")
     json.loads(done.out)
     expect(rig.run("verify", rig.work / "nowhere").code == 5, "verify of nothing")
+    sums = rig.work / "checksums"
+    done = rig.run("verify", model, "--checksums", sums)
+    expect(done.code == 0 and sums.exists(), f"verify --checksums: {done}")
     print("verify", flush=True)
 
 
@@ -106,6 +109,10 @@ def synth(rig, model):
     report = json.loads(plan.out)
     expect(report["tensors"] == 148383 and report["tensor_bytes"] == 80362904064 and report["files"] == 40, f"{report}")
     expect(not (rig.work / "never").exists(), "--dry-run wrote something")
+    for args, planted in ((("--preset", "bench"), True), (("--preset", "bench", "--no-locality"), False),
+                          (("--preset", "tiny"), False), (("--preset", "tiny", "--locality"), True)):
+        plan = json.loads(rig.run("synth", "--out", rig.work / "never", *args, "--dry-run", "--json").out)
+        expect(plan["planted_locality"] == planted, f"synth {args}: {plan}")
     one = rig.run("synth", "--out", rig.work / "one", "--preset", "tiny", "--seed", 7)
     two = rig.run("synth", "--out", rig.work / "two", "--preset", "tiny", "--seed", 7)
     expect(one.code == 0 and two.code == 0, f"synth: {one} {two}")

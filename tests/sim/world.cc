@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "io-worker/checksums.h"
+#include "checkpoint/checksums.h"
 
 namespace stoker::sim {
 

@@ -82,31 +82,31 @@ TEST_CASE("what cannot be run is refused by name", "[config]") {
   const Row rows[] = {
       {"model_type", "llama", Errc::unsupported},
       {"architectures", {"Qwen3NextForSequenceClassification"}, Errc::unsupported},
-      {"num_experts", 0, Errc::invalid},
-      {"num_experts", 70000, Errc::invalid},
-      {"num_experts", -1, Errc::invalid},
-      {"num_experts", 1.5, Errc::invalid},
-      {"num_experts", "512", Errc::invalid},
-      {"num_experts_per_tok", 513, Errc::invalid},
-      {"hidden_size", 4294967296ULL, Errc::invalid},
-      {"num_hidden_layers", 0, Errc::invalid},
-      {"num_key_value_heads", 3, Errc::invalid},
-      {"linear_num_key_heads", 5, Errc::invalid},
-      {"layer_types", {"linear_attention"}, Errc::invalid},
+      {"num_experts", 0, Errc::corrupt},
+      {"num_experts", 70000, Errc::corrupt},
+      {"num_experts", -1, Errc::corrupt},
+      {"num_experts", 1.5, Errc::corrupt},
+      {"num_experts", "512", Errc::corrupt},
+      {"num_experts_per_tok", 513, Errc::corrupt},
+      {"hidden_size", 4294967296ULL, Errc::corrupt},
+      {"num_hidden_layers", 0, Errc::corrupt},
+      {"num_key_value_heads", 3, Errc::corrupt},
+      {"linear_num_key_heads", 5, Errc::corrupt},
+      {"layer_types", {"linear_attention"}, Errc::corrupt},
       {"rope_scaling", {{"rope_type", "yarn"}, {"factor", 4}}, Errc::unsupported},
       {"partial_rotary_factor", 0, Errc::unsupported},
-      {"rope_theta", "big", Errc::invalid},
+      {"rope_theta", "big", Errc::corrupt},
       {"attention_bias", true, Errc::unsupported},
       {"use_sliding_window", true, Errc::unsupported},
       {"hidden_act", "gelu", Errc::unsupported},
       {"dtype", "float16", Errc::unsupported},
       {"decoder_sparse_step", 2, Errc::unsupported},
       {"mlp_only_layers", {0}, Errc::unsupported},
-      {"rms_norm_eps", -1.0, Errc::invalid},
-      {"tie_word_embeddings", 1, Errc::invalid},
-      {"eos_token_id", 151936, Errc::invalid},
+      {"rms_norm_eps", -1.0, Errc::corrupt},
+      {"tie_word_embeddings", 1, Errc::corrupt},
+      {"eos_token_id", 151936, Errc::corrupt},
       {"quantization_config", {{"quant_method", "awq"}}, Errc::unsupported},
-      {"quantization_config", 7, Errc::invalid},
+      {"quantization_config", 7, Errc::corrupt},
   };
   for (const Row& row : rows) {
     json root = coder_next();
@@ -157,6 +157,6 @@ TEST_CASE("generation_config.json", "[config]") {
   CHECK_FALSE(g->min_p.has_value());
   CHECK(g->eos_token_ids == std::vector<std::uint32_t>{3, 4});
   CHECK(parse_generation_config("{}")->eos_token_ids.empty());
-  CHECK_FAILS(parse_generation_config(R"({"temperature":-1})"), Errc::invalid, "temperature");
-  CHECK_FAILS(parse_generation_config(R"({"top_p":1.5})"), Errc::invalid, "top_p");
+  CHECK_FAILS(parse_generation_config(R"({"temperature":-1})"), Errc::corrupt, "temperature");
+  CHECK_FAILS(parse_generation_config(R"({"top_p":1.5})"), Errc::corrupt, "top_p");
 }

@@ -103,6 +103,14 @@ TEST_CASE("draws follow the reference distribution and never leave its support")
   }
 }
 
+TEST_CASE("the smallest temperature is greedy, not an overflow") {
+  const std::vector<float> logits = {-3, 30, 29.9F, -40};
+  SamplingParams params;
+  params.temperature = 1e-38F;
+  Sampler sampler(params, 4);
+  for (int i = 0; i < 20; ++i) CHECK(sampler.sample(logits, {}) == 1);
+}
+
 TEST_CASE("ties at the k-th score stay, as in transformers") {
   const std::vector<float> logits = {2, 1, 1, 0};
   Sampler sampler({.top_k = 2, .seed = 9}, 4);
@@ -130,6 +138,7 @@ TEST_CASE("log-probabilities of raw logits, without padding ids") {
   const std::vector<float> logits = {1, 2, 3, 2, 50};
   const double z = std::log(std::exp(1.0) + 2 * std::exp(2.0) + std::exp(3.0));
   CHECK(logprob_of(logits, 4, 2).logprob == Approx(3 - z));
+  CHECK(logprob_of(logits, 4, 4).logprob == Approx(50 - z));  // forced: a padding id
   const auto top = top_logprobs(logits, 4, 3);
   REQUIRE(top.size() == 3);
   CHECK(top[0].id == 2);
