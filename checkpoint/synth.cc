@@ -86,7 +86,8 @@ Result<void> check_spec(const SynthSpec& spec) {
     return fail(Errc::invalid,
                 "the routing locality needs 1 to 4096 topics and subtopics that last a token or more");
   auto parsed = parse_model_config(synth_config_json(spec));
-  if (!parsed) return fail(std::move(parsed).error(), "the model to synthesize");
+  // The parser says what is wrong with a file; here the caller's arguments are.
+  if (!parsed) return fail(Errc::invalid, "the model to synthesize: " + parsed.error().message);
   return {};
 }
 

@@ -26,7 +26,9 @@ bool StackOptions::any() const {
 
 void add_stack_options(CLI::App& app, StackOptions& options) {
   const char* group = "Stack";
-  auto* ram = app.add_option("--ram", options.ram, "Memory for the expert pool, e.g. 24GiB")->group(group);
+  auto* ram =
+      app.add_option("--ram", options.ram, "Memory for resident weights and expert pool together, e.g. 24GiB")
+          ->group(group);
   app.add_option("--pool-slots", options.pool_slots, "Size of the pool in experts, instead of --ram")
       ->check(CLI::PositiveNumber)
       ->excludes(ram)
@@ -44,7 +46,8 @@ void add_stack_options(CLI::App& app, StackOptions& options) {
   app.add_option("--chunk", options.chunk, "Prompt tokens per prefill step")
       ->check(CLI::PositiveNumber)
       ->group(group);
-  app.add_option("--context", options.context, "Longest prompt + answer in tokens (default: the model's)")
+  app.add_option("--context", options.context,
+                 "Longest prompt + answer in tokens (default: 32768, or the model's if less)")
       ->check(CLI::PositiveNumber)
       ->group(group);
 }

@@ -20,9 +20,10 @@ std::uint64_t total_bytes(const BudgetRequest& request, std::uint64_t slots) {
 Result<Budget> plan_budget(const BudgetRequest& request) {
   std::uint64_t slots = request.pool_slots;
   if (slots == 0) {
-    const std::uint64_t fixed = total_bytes(request, 0) + kPageBytes + kHugePageBytes;
+    const std::uint64_t fixed = total_bytes(request, 0);
     const std::uint64_t left = request.ram > fixed ? request.ram - fixed : 0;
     slots = std::min<std::uint64_t>(left / (request.slot_bytes + sizeof(SlotControl)), request.expert_count);
+    while (slots > 0 && total_bytes(request, slots) > request.ram) --slots;  // what rounding adds
   }
   if (slots < request.experts_per_token)
     return fail(Errc::no_memory,

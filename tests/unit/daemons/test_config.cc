@@ -112,7 +112,7 @@ TEST_CASE("--config reads only that file, which must exist") {
   CHECK(config->queue == 256);
   const auto absent = load_config(Program::worker, sources({"--config", only + ".not"}));
   REQUIRE_FALSE(absent.has_value());
-  CHECK(absent.error().code == Errc::missing);
+  CHECK(absent.error().code == Errc::invalid);
 }
 
 TEST_CASE("switches can be turned on and off") {
