@@ -81,7 +81,7 @@ run_ctest() {
   say "$preset: tests"
   rm -f "$report"
   ctest --test-dir "build/$preset" -R "$filter" -L "$labels" -j "$jobs" --output-on-failure \
-    --output-junit "$PWD/$report" 2>&1 | grep -vE '^ +Start |^Internal ctest|^$'
+    --output-junit "$PWD/$report" 2>&1 | grep --line-buffered -vE '^ +Start |^Internal ctest|^$'
   if ! counts=$(python3 tests/tidy/summary.py "$preset" "$report"); then
     fail "$preset: ctest made no report"
     return
