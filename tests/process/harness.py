@@ -52,7 +52,11 @@ class Stack:
     def start_all(self, timeout=60):
         for name in self.names():
             self.start(name)
-        self.wait_ready(timeout)
+        try:
+            self.wait_ready(timeout)
+        except BaseException:
+            self.stop()  # nobody else has it yet
+            raise
         return self
 
     def names(self):
