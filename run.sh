@@ -42,7 +42,7 @@ build() {
 make_demo_model() {
   [ -f "$demo/config.json" ] && return
   echo "run.sh: making the small demo model ..." >&2
-  rm -rf "$demo.partial"
+  mkdir -p "$(dirname "$demo")"
   quietly "$bin/stoker" synth --out "$demo" --preset tiny --vocab 4224 --eos 4096,4098 --force \
     --tokenizer "$cd_root/tests/unit/text/data"
 }

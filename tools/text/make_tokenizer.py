@@ -52,11 +52,8 @@ def corpus():
         yield file.read()
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out")
-    parser.add_argument("--vocab", type=int, default=4096, help="tokens before the 26 added ones")
-    arguments = parser.parse_args()
+def train(texts, vocab):
+    """A tokenizer with the Qwen2 family's pipeline: `vocab` tokens from the texts, then the 26 added ones."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
@@ -64,16 +61,28 @@ def main():
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     tokenizer.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=arguments.vocab, show_progress=False,
+    trainer = trainers.BpeTrainer(vocab_size=vocab, show_progress=False,
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    tokenizer.train_from_iterator(corpus(), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     # The plain ones are AddedToken(special=False), which skip_special_tokens does not remove.
     order = [(text, True) for text in SPECIAL] + [(text, False) for text in PLAIN]
     for text, special in order:
         token = AddedToken(text, single_word=False, lstrip=False, rstrip=False, normalized=False, special=special)
         (tokenizer.add_special_tokens if special else tokenizer.add_tokens)([token])
-    with open(arguments.out, "w", encoding="utf-8") as file:
+    return tokenizer
+
+
+def write(tokenizer, path):
+    with open(path, "w", encoding="utf-8") as file:
         json.dump(json.loads(tokenizer.to_str()), file, ensure_ascii=False, separators=(",", ":"))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out")
+    parser.add_argument("--vocab", type=int, default=4096, help="tokens before the 26 added ones")
+    arguments = parser.parse_args()
+    write(train(corpus(), arguments.vocab), arguments.out)
 
 
 if __name__ == "__main__":
