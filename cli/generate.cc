@@ -55,6 +55,7 @@ class Exchange {
     if (message.has_token() && hooks_.on_token) go_on = hooks_.on_token(message.token());
     if (message.has_progress() && hooks_.on_progress) hooks_.on_progress(message.progress());
     if (message.has_logits() && hooks_.on_logits) go_on = hooks_.on_logits(message.logits());
+    if (message.has_score() && hooks_.on_score) go_on = hooks_.on_score(message.score());
     if (!go_on) STOKER_TRY_VOID(cancel(GenerateOutcome::End::stopped_by_hook, 0));
     return false;
   }
@@ -65,7 +66,8 @@ class Exchange {
   [[nodiscard]] bool is_stale(const wire::ServerMessage& m) const {
     if (m.has_error()) return !m.error().id().empty() && m.error().id() != id_;
     return (m.has_token() && m.token().id() != id_) || (m.has_progress() && m.progress().id() != id_) ||
-           (m.has_logits() && m.logits().id() != id_) || (m.has_done() && m.done().id() != id_);
+           (m.has_logits() && m.logits().id() != id_) || (m.has_score() && m.score().id() != id_) ||
+           (m.has_done() && m.done().id() != id_);
   }
 
   Client& client_;

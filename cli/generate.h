@@ -18,6 +18,7 @@ struct GenerateHooks {
   std::function<bool(const wire::TokenEvent&)> on_token;
   std::function<void(const wire::ProgressEvent&)> on_progress;
   std::function<bool(const wire::LogitsEvent&)> on_logits;
+  std::function<bool(const wire::ScoreEvent&)> on_score;
 };
 
 struct GenerateOutcome {

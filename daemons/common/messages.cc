@@ -86,6 +86,8 @@ Result<void> check_generate(const wire::GenerateRequest& request) {
   if (request.logprobs() > limits::kLogprobs)
     return too_many("logprobs", request.logprobs(), limits::kLogprobs);
   if (request.all_positions() && !request.logits()) return bad("all_positions: only together with logits");
+  if (request.score() && (request.logits() || request.forced_size() > 0))
+    return bad("score: not together with logits or forced");
   return check_sampling(request.sampling());
 }
 

@@ -91,6 +91,7 @@ Built build_request(const TextTools& tools, const wire::GenerateRequest& wire,
   request.logprobs = wire.logprobs();
   request.logits = wire.logits();
   request.all_positions = wire.all_positions();
+  request.score = wire.score();
   request.forced.assign(wire.forced().begin(), wire.forced().end());
   request.raw_logits = wire.raw_logits_of_steps();
   request.prefill_split = wire.prefill_split();

@@ -12,7 +12,7 @@ namespace stoker {
 
 struct Scheduler::Entry {
   Request request;
-  std::uint32_t max_tokens = 0;  ///< 0 for a logits request
+  std::uint32_t max_tokens = 0;  ///< 0 when nothing is generated
   std::uint64_t bytes = 0;       ///< reserved while active
   std::unique_ptr<Sequence> sequence;
   std::uint32_t sequence_id = 0;
@@ -93,7 +93,7 @@ Scheduler::~Scheduler() = default;
 Result<std::uint32_t> Scheduler::resolve_max_tokens(const Request& request) const {
   const std::uint64_t prompt = request.prompt.size();
   const std::string context_text = " tokens, the context is " + std::to_string(options_.context) + " tokens";
-  if (request.logits) {
+  if (request.logits || request.score) {
     if (prompt <= options_.context) return 0;
     return stoker::fail(Errc::too_large, "the prompt is " + std::to_string(prompt) + context_text);
   }
@@ -233,7 +233,7 @@ void Scheduler::prefill(Entry& entry) {
   segment.sequence_id = entry.sequence_id;
   segment.tokens = std::span(request.prompt).subspan(entry.prompt_done, rows);
   segment.logits = last ? Segment::Logits::last : Segment::Logits::none;
-  if (request.all_positions) segment.logits = Segment::Logits::all;
+  if (request.all_positions || request.score) segment.logits = Segment::Logits::all;
 
   SegmentResult result;
   Entry* const member = &entry;
@@ -253,6 +253,7 @@ void Scheduler::prefill(Entry& entry) {
   const std::uint32_t first = entry.prompt_done;
   entry.prompt_done = end;
   if (request.all_positions) send_prompt_logits(entry, first, rows, result.logits);
+  if (request.score) send_scores(entry, first, rows, result.logits);
   wire::ServerMessage progress;
   progress.mutable_progress()->set_id(request.id);
   progress.mutable_progress()->set_prompt_done(end);
@@ -262,6 +263,7 @@ void Scheduler::prefill(Entry& entry) {
 }
 
 void Scheduler::prefill_done(Entry& entry, std::span<const float> logits) {
+  if (entry.request.score) return finish(entry, "stop");
   if (entry.request.logits) {
     if (!entry.request.all_positions) send_prompt_logits(entry, entry.prompt_size() - 1, 1, logits);
     return finish(entry, "stop");
@@ -281,6 +283,22 @@ void Scheduler::send_prompt_logits(Entry& entry, std::uint32_t first_position, s
     message.mutable_logits()->set_logits(logits_bytes(logits.subspan(row * width, width)));
     sink_.send(entry.request.client, std::move(message));
   }
+}
+
+/// The row at position p scores the token at p + 1; the last one has none to score.
+void Scheduler::send_scores(Entry& entry, std::uint32_t first_position, std::uint32_t rows,
+                            std::span<const float> logits) {
+  const std::size_t width = model_.config().vocab_size;
+  STOKER_CHECK(logits.size() == rows * width);
+  wire::ServerMessage message;
+  message.mutable_score()->set_id(entry.request.id);
+  message.mutable_score()->set_first_position(first_position + 1);
+  for (std::uint32_t row = 0; row < rows && first_position + row + 1 < entry.prompt_size(); ++row) {
+    const std::uint32_t token = entry.request.prompt[first_position + row + 1];
+    message.mutable_score()->add_logprobs(
+        logprob_of(logits.subspan(row * width, width), rules_.token_limit, token).logprob);
+  }
+  if (message.score().logprobs_size() > 0) sink_.send(entry.request.client, std::move(message));
 }
 
 void Scheduler::decode() {

@@ -5,7 +5,7 @@
 //   1. queued      admitted to the queue (bounded); waits for a place and for memory.
 //   2. prefilling  owns a sequence; its prompt goes through the model in chunks, oldest request first.
 //   3. decoding    one token per step, together with all other decoding requests.
-//   4. done        DoneEvent, LogitsEvent(s) + DoneEvent, or ErrorEvent; everything freed at once.
+//   4. done        DoneEvent, LogitsEvent(s) or ScoreEvent(s) + DoneEvent, or ErrorEvent; everything freed at once.
 // Prefill chunks and decode steps alternate while there is work of both kinds, so a long prompt delays the
 // others by at most one chunk per token.
 //
@@ -97,6 +97,8 @@ class Scheduler {
   void prefill_done(Entry& entry, std::span<const float> logits);
   void send_prompt_logits(Entry& entry, std::uint32_t first_position, std::uint32_t rows,
                           std::span<const float> logits);
+  void send_scores(Entry& entry, std::uint32_t first_position, std::uint32_t rows,
+                   std::span<const float> logits);
   void decode();
   void accept(Entry& entry, std::span<const float> logits);
   void step_failed(std::span<Entry* const> members, const Error& error);

@@ -82,6 +82,16 @@ TEST_CASE("client requests are checked field by field") {
                 "stop"));
   CHECK(refused(with([](Request& r) { r.set_logprobs(21); }), "logprobs"));
   CHECK(refused(with([](Request& r) { r.set_all_positions(true); }), "all_positions"));
+  CHECK(refused(with([](Request& r) {
+                  r.set_score(true);
+                  r.set_logits(true);
+                }),
+                "score"));
+  CHECK(refused(with([](Request& r) {
+                  r.set_score(true);
+                  r.add_forced(1);
+                }),
+                "score"));
   const float nan = std::numeric_limits<float>::quiet_NaN();
   CHECK(refused(with([&](Request& r) { r.mutable_sampling()->set_temperature(nan); }), "temperature"));
   CHECK(refused(with([](Request& r) { r.mutable_sampling()->set_temperature(-1); }), "temperature"));

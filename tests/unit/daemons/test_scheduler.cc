@@ -24,6 +24,7 @@ class Clients final : public EventSink {
     std::vector<std::uint32_t> positions;  ///< of LogitsEvents
     std::vector<std::uint32_t> winners;    ///< their largest logit
     std::vector<std::uint32_t> queue_positions;
+    std::vector<float> scores;  ///< of ScoreEvents, joined
     unsigned endings = 0;
     std::vector<wire::TokenEvent> events;
   };
@@ -59,6 +60,12 @@ class Clients final : public EventSink {
         std::memcpy(row.data(), bytes.data(), bytes.size());
         t.winners.push_back(
             static_cast<std::uint32_t>(std::max_element(row.begin(), row.end()) - row.begin()));
+        break;
+      }
+      case wire::ServerMessage::kScore: {
+        Told& t = told[client + "/" + message.score().id()];
+        CHECK(message.score().first_position() == t.scores.size() + 1);
+        for (const float logprob : message.score().logprobs()) t.scores.push_back(logprob);
         break;
       }
       case wire::ServerMessage::kProgress:
@@ -428,6 +435,28 @@ TEST_CASE("logits of the last or of all positions, in one forward or split") {
     }
     CHECK(bench["c/all"].finish == "stop");
     if (split > 0 && split < 16) CHECK(bench.model.steps[0].tokens[0] == split);
+  }
+}
+
+TEST_CASE("scores: the probability of every prompt token but the first, whatever the chunks") {
+  // The fake's logits: 10 for the next token of its sequence, 0 for all others (fake_model.h).
+  const double sure = 10 - std::log(std::exp(10.0) + kVocabulary - 1), other = sure - 10;
+  Ids good{9, 8};
+  while (good.size() < 39) good.push_back(next_token(good));
+  good.push_back((next_token(good) + 1) % kVocabulary);  // and one it did not expect
+  for (const std::uint32_t split : {0U, 16U, 39U}) {
+    Bench bench;
+    Request r = request("s", good, 0);
+    r.score = true;
+    r.prefill_split = split;
+    bench.submit(r);
+    bench.run();
+    const auto& scores = bench["c/s"].scores;
+    REQUIRE(scores.size() == 39);
+    for (std::size_t i = 1; i < 38; ++i) CHECK(scores[i] == Approx(sure));
+    CHECK(scores[38] == Approx(other));
+    CHECK(bench["c/s"].finish == "stop");
+    CHECK(bench["c/s"].tokens.empty());
   }
 }
 
