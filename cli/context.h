@@ -46,6 +46,7 @@ void add_detokenize(CLI::App& app, Action& action);
 void add_template(CLI::App& app, Action& action);
 void add_logits(CLI::App& app, Action& action);
 void add_perplexity(CLI::App& app, Action& action);
+void add_trace(CLI::App& app, Action& action);
 void add_synth(CLI::App& app, Action& action);
 void add_cache(CLI::App& app, Action& action);
 void add_config(CLI::App& app, Action& action);

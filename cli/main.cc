@@ -25,7 +25,7 @@ int run_main(int argc, char** argv) {
   Action action;
   for (const auto add :
        {add_run, add_chat, add_serve, add_status, add_doctor, add_verify, add_tokenize, add_detokenize,
-        add_template, add_logits, add_perplexity, add_synth, add_cache, add_config, add_version}) {
+        add_template, add_logits, add_perplexity, add_trace, add_synth, add_cache, add_config, add_version}) {
     add(app, action);
   }
   try {

@@ -101,7 +101,8 @@ void split_positional(PerplexityOptions& options) {
 }
 
 /// The text's ids, and the bytes that its scored tokens stand for.
-Result<Ids> read_tokens(const PerplexityOptions& options, const std::string& model_dir, std::uint64_t& bytes) {
+Result<Ids> read_tokens(const PerplexityOptions& options, const std::string& model_dir,
+                        std::uint64_t& bytes) {
   STOKER_TRY(const std::string text, read_input(options.file));
   STOKER_TRY_VOID(check_utf8(text, options.file == "-" ? "stdin" : options.file));
   STOKER_TRY(const Tokenizer tokenizer, Tokenizer::load(model_dir + "/tokenizer.json"));
@@ -164,14 +165,16 @@ int perplexity(PerplexityOptions& options, Context& context) {
   }
   context.terminal.clear_progress();
   const std::string out = options.json ? to_json(options, score, bytes).dump() + "\n" : to_line(score, bytes);
-  return context.terminal.write_answer(out) ? kOk : report(kFailure, "stdout", "the result could not be written");
+  return context.terminal.write_answer(out) ? kOk
+                                            : report(kFailure, "stdout", "the result could not be written");
 }
 
 }  // namespace
 
 void add_perplexity(CLI::App& app, Action& action) {
   auto options = std::make_shared<PerplexityOptions>();
-  CLI::App* verb = app.add_subcommand("perplexity", "How well the model predicts a text (nats/token, bits/byte)");
+  CLI::App* verb =
+      app.add_subcommand("perplexity", "How well the model predicts a text (nats/token, bits/byte)");
   verb->add_option("ARGS", options->positional, "[MODEL_DIR] FILE; FILE may be - for stdin")
       ->required()
       ->expected(1, 2)

@@ -31,6 +31,7 @@ class Session {
 
   [[nodiscard]] Client& client() { return *client_; }
   [[nodiscard]] const std::string& model_dir() const { return model_dir_; }
+  [[nodiscard]] const std::string& run_dir() const { return run_dir_; }
   [[nodiscard]] bool is_private() const { return stack_.has_value(); }
   /// Connects again after the worker died (a supervised worker comes back). Waits up to 60 s.
   tl::expected<void, ExitReport> reconnect(Context& context, Interrupts& interrupts);
