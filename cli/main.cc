@@ -17,6 +17,16 @@ constexpr const char* kFooter =
     "Exit codes: 0 ok, 1 failure, 2 usage, 4 no stack answers, 5 model files, 6 context too long,\n"
     "124 --timeout, 130 Ctrl-C. Documentation: docs/cli.md";
 
+/// Of an option with one value that is given twice, the last one counts: scripts put the user's options
+/// after their own. Lists (--stop) go on collecting, positionals go on refusing.
+void last_one_counts(CLI::App& app) {
+  for (CLI::Option* option : app.get_options()) {
+    if (!option->get_positional() && option->get_items_expected_max() == 1)
+      option->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+  }
+  for (CLI::App* verb : app.get_subcommands([](CLI::App*) { return true; })) last_one_counts(*verb);
+}
+
 int run_main(int argc, char** argv) {
   CLI::App app(kDescription, "stoker");
   app.footer(kFooter);
@@ -28,6 +38,7 @@ int run_main(int argc, char** argv) {
         add_template, add_logits, add_perplexity, add_trace, add_synth, add_cache, add_config, add_version}) {
     add(app, action);
   }
+  last_one_counts(app);
   try {
     app.parse(argc, argv);
   } catch (const CLI::CallForHelp&) {

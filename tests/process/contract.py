@@ -51,6 +51,14 @@ def texts(rig, model):
     print("tokenize and detokenize: there and back", flush=True)
 
 
+def repeated(rig, model):
+    """Scripts put the user's options after their own: the last one counts; lists collect; positionals do not."""
+    done = rig.run("run", model, "--tokens", "1,5", "--temperature", 0, "--ignore-eos", "--json", "-n", 9, "-n", 2)
+    expect(done.code == 0 and len(json.loads(done.out)["tokens"]) == 2, f"-n 9 -n 2: {done}")
+    expect(rig.run("run", "a", "b", "c").code == 2, "three positionals")
+    print("repeated options: the last one counts", flush=True)
+
+
 def templates(rig, model):
     found = [p for p in pathlib.Path(__file__).resolve().parents[2].glob("tests/**/chat_template.jinja")]
     if not found:
@@ -152,7 +160,7 @@ def test(args, work):
     mode = stat.S_IMODE(model.stat().st_mode)
     expect(mode & 0o700 == 0o700, f"the model directory has mode {mode:o}")
     helps(rig)
-    for part in (texts, templates, information, verify, synth, piped_chat):
+    for part in (texts, repeated, templates, information, verify, synth, piped_chat):
         part(rig, model)
     rig.expect_nothing_left(set())
 

@@ -1,0 +1,75 @@
+#!/usr/bin/env python3
+"""models/demo through the real stack, against what transformers said about it (models/demo/evaluation.json):
+perplexity on held-out text, greedy answers, and a routing trace that shows a router that is alive."""
+
+import json
+import sys
+
+import harness
+from cli_rig import REPOSITORY, Rig
+from harness import expect
+
+MODEL = REPOSITORY / "models/demo"
+GREEDY_CASES = 6
+
+
+def output(rig, *args):
+    done = rig.run(*args, timeout=600)
+    expect(done.code == 0, f"stoker {' '.join(map(str, args[:2]))}: {done}")
+    return done.out
+
+
+def perplexity(rig, want):
+    short = want["short"]
+    got = json.loads(output(rig, "perplexity", MODEL, MODEL / "heldout.txt", "--window", want["window"],
+                            "-n", short["max_tokens"], "--json"))
+    expect(got["tokens"] == short["max_tokens"] - 1, f"{got}")
+    ratio = got["nats_per_token"] / short["nats_per_token"]
+    expect(abs(ratio - 1) < 1e-3, f"nats/token {got['nats_per_token']}, transformers {short['nats_per_token']}")
+    # Windows are cut where they are; other windows give another, still sane, figure.
+    other = json.loads(output(rig, "perplexity", MODEL, MODEL / "heldout.txt", "--window", 64, "-n", 640, "--json"))
+    expect(other["windows"] == 11 and other["tokens"] == 639, f"{other}")
+    expect(other["nats_per_token"] < want["nats_per_token_bigram"] + 0.5, f"{other}")
+    print(f"perplexity: {got['nats_per_token']:.5f} nats/token, transformers {short['nats_per_token']:.5f}", flush=True)
+
+
+def greedy(rig, want):
+    for case in want["greedy"][:GREEDY_CASES]:
+        prompt = ",".join(map(str, case["prompt"]))
+        answer = json.loads(output(rig, "run", MODEL, "--tokens", prompt, "-n", len(case["tokens"]), "--temperature", 0,
+                                   "--ignore-eos", "--json"))
+        expect(answer["tokens"] == case["tokens"], f"greedy: {answer['tokens']}, transformers {case['tokens']} "
+                                                   f"(smallest gap of its logits {case['smallest_gap']})")
+    print(f"greedy: {GREEDY_CASES} answers as transformers gives them", flush=True)
+
+
+def trace(rig, work):
+    path = work / "routing.trace"
+    output(rig, "trace", "record", MODEL, "--text", MODEL / "heldout.txt", "-n", 600, "--window", 200, "--out", path)
+    report = json.loads(output(rig, "trace", "report", path, "--json"))
+    config = json.loads((MODEL / "config.json").read_text())
+    layers = report["per_layer"]
+    # Of each window, the first token is prefilled and the last one is not fed.
+    expect(report["tokens"] == 3 * 198, f"{report['tokens']} tokens recorded, not {3 * 198}")
+    expect(len(layers) == config["num_hidden_layers"] and report["experts"] == config["num_experts"], f"{report}")
+    for index, layer in enumerate(layers):
+        expect(layer["entropy_bits"] > 4 and layer["experts_used"] > config["num_experts"] / 2,
+               f"layer {index}: the router has collapsed: {layer}")
+        expect((layer["recall_k"] is None) == (index == 0), f"layer {index}: {layer}")
+        expect(index == 0 or 0.25 < layer["recall_k"] <= layer["recall_2k"] <= layer["recall_all"], f"{index}: {layer}")
+    table = output(rig, "trace", "report", path)
+    expect(len(table.splitlines()) == 2 + 2 + len(layers) + 1, f"not a table: {table}")
+    print("routing trace: every token, every layer alive", flush=True)
+
+
+def test(args, work):
+    rig = Rig(args.bin, work)
+    expect(rig.run("verify", MODEL).code == 0, "stoker verify models/demo")
+    want = json.loads((MODEL / "evaluation.json").read_text())
+    perplexity(rig, want)
+    greedy(rig, want)
+    trace(rig, rig.work)
+
+
+if __name__ == "__main__":
+    sys.exit(harness.main(test))
