@@ -1,4 +1,4 @@
-// `stoker trace record` and `stoker trace report`.
+// `stoker trace record`, `report` and `replay`.
 #include <array>
 #include <cmath>
 #include <csignal>
@@ -13,6 +13,8 @@
 #include "cli/session.h"
 #include "cli/trace_recorder.h"
 #include "gpu-worker/text/tokenizer.h"
+#include "trace/foreign.h"
+#include "trace/replay.h"
 #include "trace/statistics.h"
 
 namespace stoker::cli {
@@ -26,7 +28,10 @@ struct TraceOptions {
   std::string out, text, file;
   std::uint32_t window = 512;
   std::uint64_t tokens_max = 0;  ///< 0: until Ctrl-C, or all of the text
-  bool json = false;
+  std::vector<std::string> policies{"lru", "lfu-decay", "lfru", "stoker", "belady"};
+  std::vector<std::uint32_t> slots_per_layer;
+  std::size_t skip = 0;
+  bool per_layer = false, json = false;
 };
 
 // ---- record ----
@@ -253,18 +258,93 @@ nlohmann::ordered_json as_json(const Trace& trace, const std::vector<LayerStatis
   return out;
 }
 
-int describe(const TraceOptions& options, Context& context) {
-  const auto trace = read_trace(options.file);
-  if (!trace) return report(trace.error(), "trace");
-  if (trace->tokens.empty()) return report(kModel, options.file, "holds no token");
+tl::expected<Trace, ExitReport> load(const TraceOptions& options, Context& context) {
+  auto trace = read_any_trace(options.file);
+  if (!trace) return tl::unexpected(ExitReport::of(trace.error(), "trace"));
+  if (trace->tokens.empty()) return tl::unexpected(ExitReport{kModel, options.file, "holds no token"});
   if (trace->bytes_ignored > 0) {
     context.terminal.note("stoker: " + options.file + ": the last record is cut short; its " +
                           std::to_string(trace->bytes_ignored) + " bytes are left out");
   }
+  return *std::move(trace);
+}
+
+int describe(const TraceOptions& options, Context& context) {
+  const auto trace = load(options, context);
+  if (!trace) return report(trace.error());
   const auto layers = layer_statistics(*trace);
   const std::string out = options.json ? as_json(*trace, layers).dump() + "\n" : as_markdown(*trace, layers);
   return context.terminal.write_answer(out) ? kOk
                                             : report(kFailure, "stdout", "the report could not be written");
+}
+
+// ---- replay ----
+
+/// Slots per layer to try: what was asked for, or an eighth, a quarter, half of the experts.
+std::vector<std::uint32_t> sizes_of(const TraceOptions& options, const TraceShape& shape) {
+  if (!options.slots_per_layer.empty()) return options.slots_per_layer;
+  return {std::max(1U, shape.experts / 8), std::max(1U, shape.experts / 4), std::max(1U, shape.experts / 2)};
+}
+
+int replay_all(const TraceOptions& options, Context& context) {
+  const auto trace = load(options, context);
+  if (!trace) return report(trace.error());
+  if (options.skip >= trace->tokens.size())
+    return report(kUsage, "--skip", "the trace has only " + std::to_string(trace->tokens.size()) + " tokens");
+  const auto sizes = sizes_of(options, trace->shape);
+  nlohmann::ordered_json json{
+      {"file", options.file}, {"tokens", trace->tokens.size()}, {"replays", nlohmann::json::array()}};
+  std::string head = "| hit rate, % at slots per layer", rule = "|---", body;
+  for (const std::uint32_t size : sizes) {
+    head += " | " + std::to_string(size);
+    rule += "|---";
+  }
+  for (const std::string& name : options.policies) {
+    const auto policy = parse_policy(name);
+    if (!policy)
+      return report(kUsage, "--policy", name + " is not one of lru, lfu-decay, lfru, stoker, belady");
+    body += "| " + name;
+    for (const std::uint32_t size : sizes) {
+      context.terminal.progress(name + ", " + std::to_string(size) + " slots per layer");
+      const ReplayOptions how{.policy = *policy,
+                              .slots = size * trace->shape.layers,
+                              .per_layer = options.per_layer,
+                              .skip = options.skip};
+      const ReplayResult result = replay(*trace, how);
+      body += " | " + cell("%.1f", 100 * result.hit_rate());
+      json["replays"].push_back({{"policy", name},
+                                 {"slots", how.slots},
+                                 {"per_layer", options.per_layer},
+                                 {"hits", result.hits},
+                                 {"misses", result.misses},
+                                 {"compulsory", result.compulsory},
+                                 {"hit_rate", result.hit_rate()}});
+    }
+    body += " |\n";
+  }
+  context.terminal.clear_progress();
+  const std::string out = options.json ? json.dump() + "\n" : head + " |\n" + rule + "|\n" + body;
+  return context.terminal.write_answer(out) ? kOk
+                                            : report(kFailure, "stdout", "the result could not be written");
+}
+
+void add_replay(CLI::App& trace, Action& action) {
+  auto options = std::make_shared<TraceOptions>();
+  CLI::App* verb = trace.add_subcommand("replay", "Hit rates of cache policies and sizes on a trace");
+  verb->add_option("FILE", options->file, "Trace file: of `trace record`, MTRC1, route_trace or event CSV")
+      ->required();
+  verb->add_option("--policy", options->policies, "lru, lfu-decay, lfru, stoker, belady (default: all)")
+      ->delimiter(',');
+  verb->add_option("--slots-per-layer", options->slots_per_layer,
+                   "Cache sizes, N[,N...] (default: 1/8, 1/4, 1/2)")
+      ->delimiter(',')
+      ->check(CLI::Range(1U, 65535U));
+  verb->add_option("--skip", options->skip,
+                   "Tokens at the start that are replayed but not counted (cold start)");
+  verb->add_flag("--per-layer", options->per_layer,
+                 "Each layer has its own slots, instead of one pool (not stoker)");
+  verb->add_flag("--json", options->json, "Print JSON");
+  verb->callback([options, &action] { action = [options](Context& c) { return replay_all(*options, c); }; });
 }
 
 void add_record(CLI::App& trace, Action& action) {
@@ -285,9 +365,10 @@ void add_record(CLI::App& trace, Action& action) {
 }  // namespace
 
 void add_trace(CLI::App& app, Action& action) {
-  CLI::App* trace = app.add_subcommand("trace", "Routing traces: record and describe");
+  CLI::App* trace = app.add_subcommand("trace", "Routing traces: record, describe, replay");
   trace->require_subcommand(1);
   add_record(*trace, action);
+  add_replay(*trace, action);
   auto options = std::make_shared<TraceOptions>();
   CLI::App* verb = trace->add_subcommand("report", "Per layer: skew, repetition, look-ahead recall");
   verb->add_option("FILE", options->file, "Trace file")->required();

@@ -10,7 +10,6 @@
 namespace stoker {
 
 namespace {
-constexpr std::size_t kVictimsPerScan = 64;
 constexpr std::size_t kHintFillsMax = 64;
 constexpr std::uint8_t kResumesMax = 64;
 constexpr Duration kStarvedPoll = std::chrono::microseconds(200);
@@ -52,7 +51,7 @@ Loader::Loader(Pool& pool, const ExpertPlan& plan, const std::vector<ShardFile>&
   demand_queue_.set_capacity(fill_count);
   hints_.set_capacity(std::max(1U, options_.hint_queue));
   free_slots_.reserve(pool.slot_count());
-  victims_.reserve(kVictimsPerScan);
+  victims_.reserve(Residency::scan_batch(pool.slot_count()));
   usage_at_scan_.assign(pool.slot_count(), 0);
   scratch_slots_.reserve(pool.slot_count());
   filled_step_.assign(pool.slot_count(), 0);
@@ -282,7 +281,7 @@ void Loader::start_hints() {
 /// Gives the fill a slot and readies its reads. False: no slot can be had now.
 bool Loader::start(FillIndex index) {
   Fill& fill = fills_[index];
-  const std::uint32_t slot_index = find_slot();
+  const std::uint32_t slot_index = find_slot(fill.expert.value / plan_.experts_per_layer());
   if (slot_index == kNone) return false;
   SlotControl& slot = pool_.slots()[slot_index];
   (void)update(slot, [&](SlotWord w) -> std::optional<SlotWord> {
@@ -311,7 +310,7 @@ bool Loader::start(FillIndex index) {
   return true;
 }
 
-std::uint32_t Loader::find_slot() {
+std::uint32_t Loader::find_slot(std::uint32_t layer) {
   for (int scan = 0; scan < 2; ++scan) {
     if (!free_slots_.empty()) {
       const std::uint32_t slot = free_slots_.back();
@@ -324,12 +323,12 @@ std::uint32_t Loader::find_slot() {
         free_slots_.pop_back();
         return slot;
       }
-    if (scan == 0) refill_victims();
+    if (scan == 0) refill_victims(layer);
   }
   return kNone;
 }
 
-void Loader::refill_victims() {
+void Loader::refill_victims(std::uint32_t layer) {
   scratch_slots_.clear();
   auto slots = pool_.slots();
   auto experts = pool_.experts();
@@ -351,9 +350,8 @@ void Loader::refill_victims() {
   victims_.clear();
   next_victim_ = 0;
   const auto step = static_cast<std::uint32_t>(pool_.header().step.load(std::memory_order_relaxed));
-  // A scan costs a pass over all slots, so take a batch; in a small pool a batch would be half of it.
-  const std::size_t batch = std::clamp<std::size_t>(slots.size() / 32, 1, kVictimsPerScan);
-  residency_.choose(scratch_slots_, resident_per_layer_, step, batch, victims_);
+  const std::size_t batch = Residency::scan_batch(slots.size());
+  residency_.choose(scratch_slots_, resident_per_layer_, step, layer, batch, victims_);
 }
 
 /// ready -> retiring -> free, unless somebody leases it or has used it since it was chosen.

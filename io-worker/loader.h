@@ -116,8 +116,9 @@ class Loader {
   void start_demands();
   void start_hints();
   bool start(FillIndex index);
-  std::uint32_t find_slot();
-  void refill_victims();
+  /// `layer` is the layer that the slot is wanted for.
+  std::uint32_t find_slot(std::uint32_t layer);
+  void refill_victims(std::uint32_t layer);
   bool evict(SlotId slot);
   void submit_pieces();
   void complete(const Completion& completion);

@@ -1,6 +1,7 @@
 #include "io-worker/residency.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "shm/usage.h"
 
@@ -13,16 +14,27 @@ constexpr float kFreshHint = 1e30F;   // above every score
 
 Residency::Residency(std::uint32_t layers, std::uint32_t experts_per_layer, std::uint32_t slot_count)
     : experts_per_layer_(experts_per_layer), floor_(std::min(kFloorPerLayer, slot_count / layers / 2)) {
+  const float per_layer = static_cast<float>(slot_count) / static_cast<float>(layers);
+  const float exponent = 1.0F + std::min(0.5F, 12.0F / per_layer);
+  by_age_.reserve(kAges);
+  for (std::uint32_t age = 0; age < kAges; ++age)
+    by_age_.push_back(usage_decay(age) / std::pow(static_cast<float>(age + 1), exponent));
   ranked_.reserve(slot_count);
   left_.reserve(layers);
 }
 
+float Residency::score(std::uint64_t usage, std::uint32_t step) const {
+  const Usage u = unpack_usage(usage);
+  return u.frequency * by_age_[std::min(usage_age(u.step, step), kAges - 1)];
+}
+
 void Residency::choose(std::span<ResidentSlot> slots, std::span<const std::uint32_t> resident_per_layer,
-                       std::uint32_t step, std::size_t count, std::vector<SlotId>& out) {
+                       std::uint32_t step, std::uint32_t layer, std::size_t count, std::vector<SlotId>& out) {
   ranked_.clear();
   for (std::uint32_t i = 0; i < slots.size(); ++i) {
     const ResidentSlot& s = slots[i];
-    float rank = score(s.usage, step);
+    const bool ahead = s.expert.value / experts_per_layer_ > layer;
+    float rank = score(s.usage, ahead ? step - 1 : step);
     if (s.origin == SlotOrigin::hint_unused)
       rank = step - s.filled_step > kHintGraceSteps ? kWrongGuess : kFreshHint;
     ranked_.push_back({rank, i});

@@ -64,7 +64,8 @@ LayerStatistics one_layer(const Trace& trace, std::uint32_t layer) {
   Mean overlap, recall_k, recall_2k, recall_all;
   for (const TraceToken& token : trace.tokens) {
     const Experts chosen = row(token.chosen, layer, shape.top_k);
-    for (const std::uint16_t expert : chosen) ++uses[expert];
+    for (const std::uint16_t expert : chosen)
+      if (expert != kNoExpert) ++uses[expert];
     ++out.tokens;
     const TraceToken*& last = before[token.sequence];
     if (last != nullptr) overlap.add(share(chosen, row(last->chosen, layer, shape.top_k)));

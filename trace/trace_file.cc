@@ -148,13 +148,18 @@ Result<Trace> parse_trace(std::string_view bytes) {
   return trace;
 }
 
-Result<Trace> read_trace(const std::string& path) {
+Result<std::string> read_trace_bytes(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   if (!file) return fail(Errc::missing, errno_text(path));
   std::ostringstream bytes;
   bytes << file.rdbuf();
   if (file.bad() || bytes.fail()) return fail(Errc::io, errno_text(path));
-  auto trace = parse_trace(bytes.view());
+  return std::move(bytes).str();
+}
+
+Result<Trace> read_trace(const std::string& path) {
+  STOKER_TRY(const std::string bytes, read_trace_bytes(path));
+  auto trace = parse_trace(bytes);
   if (!trace) return fail(trace.error().code, path + ": " + trace.error().message);
   return trace;
 }

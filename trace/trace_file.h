@@ -65,5 +65,7 @@ class TraceWriter {
 /// Errc::corrupt names what is wrong and where; every id is below shape.experts afterwards.
 Result<Trace> parse_trace(std::string_view bytes);
 Result<Trace> read_trace(const std::string& path);
+/// All of a file; errors name the path.
+Result<std::string> read_trace_bytes(const std::string& path);
 
 }  // namespace stoker

@@ -4,10 +4,11 @@
 #include <string_view>
 
 #include "shm/base/check.h"
+#include "trace/foreign.h"
 #include "trace/statistics.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  const auto trace = stoker::parse_trace(std::string_view(reinterpret_cast<const char*>(data), size));
+  const auto trace = stoker::parse_any_trace(std::string_view(reinterpret_cast<const char*>(data), size));
   if (!trace) {
     STOKER_CHECK(!trace.error().message.empty());
     return 0;

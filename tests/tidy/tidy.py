@@ -26,7 +26,7 @@ MAY_INCLUDE = {
     "shm/base": [],
     "shm": [],
     "checkpoint": ["shm/base"],
-    "trace": ["shm/base"],
+    "trace": ["shm", "io-worker"],
     "io-worker": ["shm", "checkpoint"],
     "gpu-worker": ["shm", "checkpoint"],
     "proto": [],
