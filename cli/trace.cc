@@ -232,9 +232,19 @@ nlohmann::ordered_json to_json(const LayerStatistics& s) {
 
 std::string as_markdown(const Trace& trace, const std::vector<LayerStatistics>& layers) {
   const TraceShape& s = trace.shape;
+  const TierUses uses = tier_uses(trace);
+  std::string tiers;
+  if (uses.all() > 0) {
+    const auto share = [&](std::uint64_t n) {
+      return cell("%.1f %%", 100.0 * static_cast<double>(n) / static_cast<double>(uses.all()));
+    };
+    tiers = "; while recording: pool " + share(uses.pool + uses.hinted) + " (prefetched " +
+            share(uses.hinted) + "), disk " + share(uses.disk);
+  }
   std::string out = std::to_string(trace.tokens.size()) + " tokens, " + std::to_string(s.layers) +
                     " layers, top " + std::to_string(s.top_k) + " of " + std::to_string(s.experts) +
-                    " experts (entropy at most " + cell("%.2f", std::log2(s.experts)) + " bits)\n\n" +
+                    " experts (entropy at most " + cell("%.2f", std::log2(s.experts)) + " bits)" + tiers +
+                    "\n\n" +
                     "| layer | entropy, bits | experts used | top 10 % | top 25 % | top 50 % | overlap with "
                     "the token before"
                     " | look-ahead recall @" +
@@ -247,13 +257,16 @@ std::string as_markdown(const Trace& trace, const std::vector<LayerStatistics>& 
 
 nlohmann::ordered_json as_json(const Trace& trace, const std::vector<LayerStatistics>& layers) {
   const TraceShape& s = trace.shape;
-  nlohmann::ordered_json out{{"tokens", trace.tokens.size()},
-                             {"layers", s.layers},
-                             {"experts", s.experts},
-                             {"top_k", s.top_k},
-                             {"candidates", s.candidates},
-                             {"expert_bytes", s.expert_bytes},
-                             {"mean", to_json(mean_of(layers))}};
+  const TierUses uses = tier_uses(trace);
+  nlohmann::ordered_json out{
+      {"tokens", trace.tokens.size()},
+      {"layers", s.layers},
+      {"experts", s.experts},
+      {"top_k", s.top_k},
+      {"candidates", s.candidates},
+      {"expert_bytes", s.expert_bytes},
+      {"uses", {{"pool", uses.pool}, {"prefetched", uses.hinted}, {"disk", uses.disk}}},
+      {"mean", to_json(mean_of(layers))}};
   for (const LayerStatistics& layer : layers) out["per_layer"].push_back(to_json(layer));
   return out;
 }

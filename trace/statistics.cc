@@ -91,6 +91,15 @@ LayerStatistics one_layer(const Trace& trace, std::uint32_t layer) {
 
 }  // namespace
 
+TierUses tier_uses(const Trace& trace) {
+  TierUses uses;
+  if (!trace.tiers_known) return uses;
+  for (const TraceToken& token : trace.tokens)
+    for (const std::uint8_t tier : token.tiers)
+      ++(tier < 2 ? uses.pool : tier == 2 ? uses.hinted : uses.disk);
+  return uses;
+}
+
 std::vector<LayerStatistics> layer_statistics(const Trace& trace) {
   std::vector<LayerStatistics> layers;
   for (std::uint32_t layer = 0; layer < trace.shape.layers; ++layer)

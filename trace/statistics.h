@@ -22,6 +22,14 @@ struct LayerStatistics {
   double recall_k = 0, recall_2k = 0, recall_all = 0;
 };
 
+/// Where the experts were when they were needed: uses by tier. Zero where the trace does not say.
+struct TierUses {
+  std::uint64_t pool = 0, hinted = 0,
+                disk = 0;  ///< hinted: in the pool because of a hint; disk: late hints included
+  [[nodiscard]] std::uint64_t all() const { return pool + hinted + disk; }
+};
+TierUses tier_uses(const Trace& trace);
+
 /// One entry per layer.
 std::vector<LayerStatistics> layer_statistics(const Trace& trace);
 /// Mean over the layers that have a figure.

@@ -129,6 +129,7 @@ Result<Trace> parse_trace(std::string_view bytes) {
   }
   Cursor cursor{bytes.substr(kMagic.size())};
   Trace trace;
+  trace.tiers_known = true;
   STOKER_TRY(trace.shape, take_shape(cursor));
   const std::size_t size = record_bytes(trace.shape);
   trace.bytes_ignored = cursor.left.size() % size;

@@ -44,6 +44,7 @@ struct TraceToken {
 struct Trace {
   TraceShape shape;
   std::vector<TraceToken> tokens;
+  bool tiers_known = false;         ///< false for other projects' traces
   std::uint64_t bytes_ignored = 0;  ///< of a last record that was not written to its end
 };
 

@@ -62,6 +62,21 @@ def trace(rig, work):
     print("routing trace: every token, every layer alive", flush=True)
 
 
+def replayed(rig, work):
+    """The engine's own hit rate, and what a replay of its trace through the same policy says."""
+    path = work / "small.trace"
+    output(rig, "trace", "record", MODEL, "--text", MODEL / "heldout.txt", "-n", 1500, "--out", path, "--no-predictor",
+           "--pool-slots", 96)
+    report = json.loads(output(rig, "trace", "report", path, "--json"))
+    uses = report["uses"]
+    engine = uses["pool"] / sum(uses.values())
+    replay = json.loads(output(rig, "trace", "replay", path, "--policy", "stoker", "--slots-per-layer",
+                               96 // report["layers"], "--json"))["replays"][0]
+    expect(replay["hits"] + replay["misses"] == sum(uses.values()), f"{replay} {uses}")
+    expect(abs(replay["hit_rate"] - engine) < 0.01, f"engine {engine:.4f}, replay {replay['hit_rate']:.4f}")
+    print(f"replay: {100 * replay['hit_rate']:.1f} % hits, the engine counted {100 * engine:.1f} %", flush=True)
+
+
 def test(args, work):
     rig = Rig(args.bin, work)
     expect(rig.run("verify", MODEL).code == 0, "stoker verify models/demo")
@@ -69,6 +84,7 @@ def test(args, work):
     perplexity(rig, want)
     greedy(rig, want)
     trace(rig, rig.work)
+    replayed(rig, rig.work)
 
 
 if __name__ == "__main__":

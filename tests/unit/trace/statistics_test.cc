@@ -63,6 +63,17 @@ TEST_CASE("look-ahead recall at k, 2k and all; nothing where nothing was guessed
   CHECK(fewer.recall_all == Approx(1.0));
 }
 
+TEST_CASE("uses by tier, where the trace knows them") {
+  Trace trace = trace_of(8, 0, {{0, 1}, {2, 3}, {4, 5}});
+  trace.tokens[0].tiers = {0, 1};
+  trace.tokens[1].tiers = {2, 3};
+  trace.tokens[2].tiers = {4, 1};
+  CHECK(tier_uses(trace).all() == 0);
+  trace.tiers_known = true;
+  const TierUses uses = tier_uses(trace);
+  CHECK((uses.pool == 3 && uses.hinted == 1 && uses.disk == 2));
+}
+
 TEST_CASE("the mean leaves out layers without a figure") {
   std::vector<LayerStatistics> layers(2);
   layers[0].recall_k = std::nan("");
