@@ -50,6 +50,9 @@ class ExpertSource {
   virtual Result<SourceEvent> next(bool wait) = 0;
   /// Ends a lease. Must be called once per leased expert, at the latest before the next begin().
   virtual void release(const LeasedExpert& expert) = 0;
+  /// Called now and then while nothing is computed: gives back what an event that ended with an Error may
+  /// still be granted.
+  virtual void idle() {}
 };
 
 }  // namespace stoker

@@ -66,11 +66,7 @@ PoolSource::PoolSource(Pool& pool, AttachClient& client, std::vector<LayerTables
 }
 
 void PoolSource::begin(LayerId layer, std::span<const ExpertId> wanted, Access access) {
-  // A step that failed half-way leaves demands behind; what they are granted later must be given back.
-  for (const Pending& p : pending_) abandoned_.push_back(p.ticket);
-  pending_.clear();
-  for (; next_hit_ < hits_.size(); ++next_hit_) (void)leases_.release(hits_[next_hit_].slot);
-  settle_abandoned();
+  abandon();
   if (layer.value == 0) step_ = pool_.header().step.fetch_add(1, std::memory_order_relaxed) + 1;
 
   layer_ = layer;
@@ -90,6 +86,17 @@ void PoolSource::begin(LayerId layer, std::span<const ExpertId> wanted, Access a
       unsent_.push_back(expert);
   }
   send_demands();
+}
+
+void PoolSource::idle() { abandon(); }
+
+/// A step that failed half-way leaves leases and demands behind; what these are granted later is given back.
+void PoolSource::abandon() {
+  for (const Pending& p : pending_) abandoned_.push_back(p.ticket);
+  pending_.clear();
+  for (; next_hit_ < hits_.size(); ++next_hit_) (void)leases_.release(hits_[next_hit_].slot);
+  next_unsent_ = unsent_.size();
+  settle_abandoned();
 }
 
 void PoolSource::send_demands() {

@@ -44,6 +44,7 @@ class PoolSource final : public ExpertSource {
   void begin(LayerId layer, std::span<const ExpertId> wanted, Access access) override;
   Result<SourceEvent> next(bool wait) override;
   void release(const LeasedExpert& expert) override;
+  void idle() override;
 
   /// PoolHeader::step of the step in progress: what hints for it must carry.
   [[nodiscard]] std::uint64_t step() const { return step_; }
@@ -69,6 +70,7 @@ class PoolSource final : public ExpertSource {
              std::uint32_t experts_per_layer, const Clock& clock, PoolSourceOptions options);
   void send_demands();
   bool take_completed(SourceEvent& event);
+  void abandon();
   void settle_abandoned();
   Result<void> wait_for_loader();
   [[nodiscard]] LeasedExpert leased(ExpertId expert, SlotId slot, Tier tier);

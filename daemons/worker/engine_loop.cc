@@ -106,7 +106,7 @@ void EngineLoop::run() {
       if (stop_) break;
     }
     apply(commands);
-    static_cast<void>(scheduler_.step());
+    if (!scheduler_.step() && scheduler_.idle()) scheduler_.while_idle();
     if (const std::optional<Error> lost = scheduler_.source_lost()) {
       const std::lock_guard lock(mutex_);
       lost_ = lost;

@@ -79,6 +79,8 @@ class Scheduler {
 
   /// Runs at most one step of the model. False: there was nothing to do.
   bool step();
+  /// For the owner to call now and then while idle().
+  void while_idle() { source_.idle(); }
   [[nodiscard]] bool idle() const { return queue_.empty() && active_.empty(); }
   [[nodiscard]] SchedulerStatus status();
   /// Set once the loader runs with another pool than ours: no request can succeed any more.

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <functional>
 #include <map>
 #include <optional>
@@ -139,6 +140,8 @@ class NoSource final : public ExpertSource {
   void begin(LayerId, std::span<const ExpertId>, Access) override {}
   Result<SourceEvent> next(bool) override { return SourceEvent{}; }
   void release(const LeasedExpert&) override {}
+  void idle() override { ++idle_calls; }
+  std::atomic<unsigned> idle_calls = 0;
 };
 
 }  // namespace stoker::test

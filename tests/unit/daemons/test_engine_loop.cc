@@ -66,6 +66,15 @@ TEST_CASE("requests go in on one thread and answers come out on it") {
   while (h.loop.status().requests_done < 20) std::this_thread::yield();  // told after the events
 }
 
+TEST_CASE("an idle loop lets the source tidy up") {
+  Harness h;
+  while (h.source.idle_calls < 2) std::this_thread::yield();
+  h.submit("r", 5);
+  h.until([](const wire::ServerMessage& m) { return m.has_done(); });
+  const unsigned before = h.source.idle_calls;
+  while (h.source.idle_calls == before) std::this_thread::yield();
+}
+
 TEST_CASE("an endless request can be cancelled, and a stop ends the rest") {
   Harness h;
   h.submit("endless", 90'000);
