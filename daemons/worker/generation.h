@@ -27,7 +27,7 @@ struct Request {
   std::uint32_t logprobs = 0;
   bool logits = false;  ///< no generation: logits of the last (or every) prompt position
   bool all_positions = false;
-  bool score = false;  ///< no generation: log-probability of every prompt token but the first
+  bool score = false;                 ///< no generation: log-probability of every prompt token but the first
   std::vector<std::uint32_t> forced;  ///< these ids instead of sampled ones; ends with the last of them
   bool raw_logits = false;
   std::uint32_t prefill_split = 0;
