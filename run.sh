@@ -9,8 +9,12 @@
 set -euo pipefail
 cd_root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 bin=$cd_root/build/release/bin
-demo_prompt='def count_words(text):
-    """Return how often each word occurs in the text."""
+demo_prompt='import os
+import sys
+
+
+def read_file(path):
+    """Read the file and return its lines."""
 '
 
 # Quiet unless it fails: then the whole output, on stderr.

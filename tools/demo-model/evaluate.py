@@ -63,7 +63,7 @@ def prompts(ids):
 
 def stoker_greedy(stack, prompt):
     return stack.json("run", "--tokens", ",".join(map(str, prompt)), "-n", ANSWER_TOKENS, "--temperature", 0,
-                      "--ignore-eos")["tokens"]
+                      "--repetition-penalty", 1, "--ignore-eos")["tokens"]
 
 
 def compare_greedy(stack, net, cases):

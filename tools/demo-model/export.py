@@ -98,7 +98,7 @@ def write_configs(out, config, fp8, tokenizer):
                                                      for part in unconverted(i, config)]}}
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     generation = {"bos_token_id": end, "do_sample": True, "eos_token_id": [end, turn], "pad_token_id": end,
-                  "temperature": 0.6, "top_k": 20, "top_p": 0.9}
+                  "repetition_penalty": 1.1, "temperature": 0.7, "top_k": 20, "top_p": 0.9}
     (out / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
 
 
