@@ -11,6 +11,7 @@ namespace {
 
 constexpr std::uint8_t kDiskTier = 3;
 constexpr std::size_t kTokensMax = 1U << 24;
+constexpr std::size_t kUsesMax = std::size_t{1} << 27;  // 1 GB in memory; 280,000 tokens of 48 x 10
 
 Result<Trace> corrupt(const std::string& what) { return fail(Errc::corrupt, what); }
 
@@ -95,6 +96,7 @@ class CsvTable {
     const bool events = table.column("requested_experts") && table.column("scheduler_step");
     const bool rows = table.column("step") && table.column("expert") && table.column("phase");
     if (!table.column("layer") || (!events && !rows)) return std::nullopt;
+    table.one_row_per_expert_ = rows;
     return table;
   }
 
@@ -104,9 +106,9 @@ class CsvTable {
     if (fields.size() != names_.size()) return false;
     const auto field = [&](std::string_view name) { return number(fields[*column(name)]); };
     const auto layer = field("layer");
-    const auto step = field(column("scheduler_step") ? "scheduler_step" : "step");
+    const auto step = field(one_row_per_expert_ ? "step" : "scheduler_step");
     if (!layer || !step || *layer > 4095 || *step > kTokensMax) return false;
-    if (column("phase")) {
+    if (one_row_per_expert_) {
       const auto phase = field("phase");
       if (!phase) return false;
       if (*phase != 1) return true;
@@ -120,7 +122,7 @@ class CsvTable {
     return true;
   }
 
-  [[nodiscard]] Trace trace() const {
+  [[nodiscard]] Result<Trace> trace() const {
     Trace trace;
     trace.shape = {.layers = 1, .experts = 1, .top_k = 1, .candidates = 0, .expert_bytes = 0};
     for (const auto& [at, experts] : events_) {
@@ -128,6 +130,15 @@ class CsvTable {
       trace.shape.top_k = std::max(trace.shape.top_k, static_cast<std::uint32_t>(experts.size()));
       for (const std::uint16_t expert : experts)
         trace.shape.experts = std::max(trace.shape.experts, expert + 1U);
+    }
+    // Every token has all layers: a few odd rows must not fill memory.
+    std::size_t steps = 0;
+    for (auto at = events_.begin(); at != events_.end(); ++steps)
+      at = events_.lower_bound({at->first.first + 1, 0});
+    if (steps * trace.shape.layers * trace.shape.top_k > kUsesMax) {
+      return corrupt(std::to_string(steps) + " steps of " + std::to_string(trace.shape.layers) +
+                     " layers with up to " + std::to_string(trace.shape.top_k) +
+                     " experts are more than fit in memory");
     }
     for (const auto& [at, experts] : events_) {
       if (trace.tokens.empty() || trace.tokens.back().step != at.first)
@@ -151,6 +162,7 @@ class CsvTable {
     return true;
   }
   std::vector<std::string_view> names_;
+  bool one_row_per_expert_ = false;
   std::map<std::pair<std::uint32_t, std::uint32_t>, std::vector<std::uint16_t>> events_;
 };
 

@@ -132,6 +132,15 @@ TEST_CASE("foreign traces: route_trace CSV, MTRC1, and what is neither") {
   CHECK(binary->tokens[1].sequence != binary->tokens[2].sequence);
   CHECK_FALSE(parse_any_trace(mtrc.substr(0, mtrc.size() - 1)));
 
+  // Columns of both kinds; found by fuzzing.
+  CHECK(parse_any_trace("requested_experts,scheduler_step,layer,phase\n0,1,2,x\n"));
+  // One expert in a far layer in each of many steps would be gigabytes of absent ones.
+  std::string sparse = "step,layer,phase,expert\n";
+  for (int step = 0; step < 2000; ++step) sparse += std::to_string(step) + ",4095,1,0\n";
+  for (int i = 0; i < 250; ++i) sparse += "0,0,1," + std::to_string(i) + "\n";
+  const auto refused_sparse = parse_any_trace(sparse);
+  REQUIRE_FALSE(refused_sparse);
+  CHECK(refused_sparse.error().message.find("more than fit in memory") != std::string::npos);
   for (const char* bad :
        {"", "hello\n", "step,layer,phase,expert\n1,2\n", "step,layer,phase,expert\n1,x,1,1\n"}) {
     const auto refused = parse_any_trace(bad);
