@@ -1,6 +1,5 @@
 // `stoker perplexity FILE`: how well the model predicts a text, through the real stack.
 #include <cmath>
-#include <cstdio>
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -9,6 +8,7 @@
 #include "cli/generate.h"
 #include "cli/input.h"
 #include "cli/session.h"
+#include "cli/statistics.h"
 #include "gpu-worker/text/tokenizer.h"
 
 namespace stoker::cli {
@@ -59,12 +59,6 @@ struct WindowScores {
     return !broken;
   }
 };
-
-std::string number(const char* format, double value) {
-  std::array<char, 64> text{};
-  std::snprintf(text.data(), text.size(), format, value);
-  return text.data();
-}
 
 using Ids = std::vector<std::uint32_t>;
 
@@ -133,10 +127,11 @@ nlohmann::ordered_json to_json(const PerplexityOptions& options, const Score& sc
 }
 
 std::string to_line(const Score& score, std::uint64_t bytes) {
-  return std::to_string(score.tokens) + " tokens · " + number("%.4f", score.mean()) +
-         number(" ± %.4f nats/token", score.error()) + number(" · perplexity %.3f", std::exp(score.mean())) +
-         number(" · %.4f bits/byte", score.nats / std::log(2.0) / static_cast<double>(bytes)) +
-         number(" · %.1f tok/s", static_cast<double>(score.tokens) / score.seconds) + "\n";
+  return std::to_string(score.tokens) + " tokens · " + number_text("%.4f", score.mean()) +
+         number_text(" ± %.4f nats/token", score.error()) +
+         number_text(" · perplexity %.3f", std::exp(score.mean())) +
+         number_text(" · %.4f bits/byte", score.nats / std::log(2.0) / static_cast<double>(bytes)) +
+         number_text(" · %.1f tok/s", static_cast<double>(score.tokens) / score.seconds) + "\n";
 }
 
 int perplexity(PerplexityOptions& options, Context& context) {
@@ -161,7 +156,7 @@ int perplexity(PerplexityOptions& options, Context& context) {
     if (!stopped) return report(stopped.error());
     if (*stopped) return **stopped;
     context.terminal.progress(std::to_string(end) + " of " + std::to_string(ids->size()) + " tokens" +
-                              number(" · perplexity %.3f", std::exp(score.mean())));
+                              number_text(" · perplexity %.3f", std::exp(score.mean())));
   }
   context.terminal.clear_progress();
   const std::string out = options.json ? to_json(options, score, bytes).dump() + "\n" : to_line(score, bytes);

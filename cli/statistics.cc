@@ -5,13 +5,14 @@
 #include <cstdio>
 
 namespace stoker::cli {
-namespace {
 
-std::string number(const char* format, double value) {
+std::string number_text(const char* format, double value) {
   std::array<char, 64> text{};
   std::snprintf(text.data(), text.size(), format, value);
   return text.data();
 }
+
+namespace {
 
 /// Decode speed: the first token belongs to prefill. 0 when there was no second one.
 double tokens_per_second(const wire::Stats& stats) {
@@ -20,15 +21,15 @@ double tokens_per_second(const wire::Stats& stats) {
 }
 
 std::string percent(std::uint64_t part, std::uint64_t whole) {
-  return number("%.0f %%", 100.0 * static_cast<double>(part) / static_cast<double>(whole));
+  return number_text("%.0f %%", 100.0 * static_cast<double>(part) / static_cast<double>(whole));
 }
 
 }  // namespace
 
 std::string statistics_line(const wire::Stats& stats) {
   std::string line = std::to_string(stats.generated_tokens()) + " tok";
-  if (const double speed = tokens_per_second(stats); speed > 0) line += number(" · %.1f tok/s", speed);
-  line += number(" · ttft %.2f s", stats.ttft_seconds());
+  if (const double speed = tokens_per_second(stats); speed > 0) line += number_text(" · %.1f tok/s", speed);
+  line += number_text(" · ttft %.2f s", stats.ttft_seconds());
   if (stats.cached_tokens() > 0) line += " · cached " + percent(stats.cached_tokens(), stats.prompt_tokens());
   const std::uint64_t pool = stats.experts_pool() + stats.experts_hinted();
   if (const std::uint64_t all = pool + stats.experts_disk(); all > 0) {

@@ -2,7 +2,6 @@
 #include <array>
 #include <cmath>
 #include <csignal>
-#include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -11,6 +10,7 @@
 #include "cli/generate.h"
 #include "cli/input.h"
 #include "cli/session.h"
+#include "cli/statistics.h"
 #include "cli/trace_recorder.h"
 #include "gpu-worker/text/tokenizer.h"
 #include "trace/foreign.h"
@@ -201,10 +201,7 @@ int record(TraceOptions& options, Context& context) {
 // ---- report ----
 
 std::string cell(const char* format, double value) {
-  if (std::isnan(value)) return "-";
-  std::array<char, 32> text{};
-  std::snprintf(text.data(), text.size(), format, value);
-  return text.data();
+  return std::isnan(value) ? "-" : number_text(format, value);
 }
 
 std::string row(const std::string& name, const LayerStatistics& s) {

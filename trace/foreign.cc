@@ -82,12 +82,6 @@ std::optional<std::uint32_t> number(std::string_view text) {
   return value;
 }
 
-/// One layer of one step, as both kinds of CSV have it.
-struct CsvEvent {
-  std::uint32_t step = 0, layer = 0;
-  std::vector<std::uint16_t> experts;
-};
-
 class CsvTable {
  public:
   static std::optional<CsvTable> of(std::string_view header) {

@@ -2,9 +2,8 @@
 // have are 0, `disk` and absent.
 //
 //   MTRC1         u32 layers, experts, top_k, tokens, segments; u32 segment_start[]; u16 ids[token][layer][k]
-//   route_trace   CSV with a header line that names turn, phase, step, layer, slot, expert, weight; one row
-//   per
-//                 expert. Only decode rows (phase 1) are taken.
+//   route_trace   CSV with a header line that names phase, step, layer and expert; one row per expert. Only
+//                 decode rows (phase 1) are taken.
 //   event CSV     event_index, scheduler_step, layer, requested_experts ("3 7"); one row per layer and step.
 #pragma once
 

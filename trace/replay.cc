@@ -247,12 +247,6 @@ std::optional<ReplayPolicy> parse_policy(std::string_view name) {
   return std::nullopt;
 }
 
-std::string_view name_of(ReplayPolicy policy) {
-  for (const auto& [name, known] : kNames)
-    if (known == policy) return name;
-  return "";
-}
-
 ReplayResult replay(const Trace& trace, const ReplayOptions& options) {
   const std::vector<Event> events = events_of(trace);
   const auto next = next_uses(events, std::size_t{trace.shape.layers} * trace.shape.experts);

@@ -24,7 +24,6 @@ enum class ReplayPolicy : std::uint8_t {
 
 /// "lru", "lfu-decay", "lfru", "stoker", "belady".
 std::optional<ReplayPolicy> parse_policy(std::string_view name);
-std::string_view name_of(ReplayPolicy policy);
 
 struct ReplayOptions {
   ReplayPolicy policy = ReplayPolicy::stoker;
