@@ -1,7 +1,8 @@
 // Speed of the CPU kernels at the shapes of Qwen3-Coder-Next (hidden 2048, experts 512 wide), in GB/s of
 // weights read. "cold": many experts in turn, so that weights come from memory; "warm": one expert over and
 // over, from cache. Arguments: threads, rows of x.
-//   bench_kernels [--benchmark_filter=...]     STOKER_SIMD=scalar|avx2|avx512 forces an instruction set
+//   bench_kernels [--benchmark_filter=...]     STOKER_SIMD=scalar|avx2|avx512|avx512vbmi forces an
+//   instruction set
 #include <benchmark/benchmark.h>
 #include <sys/mman.h>
 
@@ -30,10 +31,11 @@ const Kernels& kernels() {
   static const Kernels* const table = [] {
     const char* simd = std::getenv("STOKER_SIMD");
     const std::string name = simd == nullptr ? "" : simd;
-    const auto choice = name == "scalar"   ? stoker::Simd::scalar
-                        : name == "avx2"   ? stoker::Simd::avx2
-                        : name == "avx512" ? stoker::Simd::avx512
-                                           : stoker::Simd::automatic;
+    const auto choice = name == "scalar"       ? stoker::Simd::scalar
+                        : name == "avx2"       ? stoker::Simd::avx2
+                        : name == "avx512"     ? stoker::Simd::avx512
+                        : name == "avx512vbmi" ? stoker::Simd::avx512vbmi
+                                               : stoker::Simd::automatic;
     const auto result = stoker::select_kernels(choice);
     if (!result) {
       std::fprintf(stderr, "%s\n", result.error().message.c_str());

@@ -21,7 +21,7 @@
 
 namespace stoker {
 
-enum class Simd : std::uint8_t { automatic, scalar, avx2, avx512 };
+enum class Simd : std::uint8_t { automatic, scalar, avx2, avx512, avx512vbmi };
 
 struct CpuOptions {
   unsigned threads = 0;  ///< 0: one per online CPU of the affinity mask

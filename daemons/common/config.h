@@ -49,7 +49,7 @@ struct Config {
 
   // [worker]
   std::uint32_t threads = 0;        ///< 0 = one per CPU of the affinity mask
-  std::string simd = "auto";        ///< auto, scalar, avx2, avx512
+  std::string simd = "auto";        ///< auto, scalar, avx2, avx512, avx512vbmi
   std::uint32_t max_sequences = 8;  ///< requests computed together
   std::uint32_t queue = 256;        ///< requests waiting at most
   std::uint32_t context = 32768;    ///< tokens per sequence at most; capped by the model's own

@@ -130,8 +130,11 @@ Result<void> WorkerDaemon::attach(StopSignals& signals) {
 }
 
 Result<void> WorkerDaemon::load_model() {
-  static constexpr std::pair<const char*, Simd> kSimd[] = {
-      {"auto", Simd::automatic}, {"scalar", Simd::scalar}, {"avx2", Simd::avx2}, {"avx512", Simd::avx512}};
+  static constexpr std::pair<const char*, Simd> kSimd[] = {{"auto", Simd::automatic},
+                                                           {"scalar", Simd::scalar},
+                                                           {"avx2", Simd::avx2},
+                                                           {"avx512", Simd::avx512},
+                                                           {"avx512vbmi", Simd::avx512vbmi}};
   CpuOptions options;
   options.threads = config_.threads;
   for (const auto& [name, simd] : kSimd)

@@ -10,6 +10,8 @@ inline constexpr std::size_t kTileX = kParts == 1 ? 4 : 2;
 inline constexpr std::size_t kTileW = kParts == 1 ? 4 : 2;
 #endif
 inline constexpr std::size_t kVectorW = 4;  ///< rows of W together for one row of x: hides the latency of fma
+/// Least distance of prefetches: covers the latency of memory at 10-20 GB/s per core.
+inline constexpr std::size_t kPrefetchBytes = 8192;
 /// From this many rows of x on, rows of W are decoded once into a panel.
 inline constexpr std::uint32_t kPanelFrom = std::uint32_t{kTileX} + 1;
 static_assert(kPanelRows % kTileW == 0);
@@ -18,21 +20,31 @@ struct F8 {
   static constexpr std::size_t bytes = 1;
   static constexpr bool scaled = true;
   static STOKER_INLINE V load(const std::byte* p) { return v_load_f8(p); }
+  static STOKER_INLINE void load4(const std::byte* p, V (&out)[4]) { v_load_f8x4(p, out); }
 };
 struct Bf16 {
   static constexpr std::size_t bytes = 2;
   static constexpr bool scaled = false;
   static STOKER_INLINE V load(const std::byte* p) { return v_load_bf16(p); }
+  static STOKER_INLINE void load4(const std::byte* p, V (&out)[4]) {
+    for (std::size_t j = 0; j < 4; ++j) out[j] = load(p + 16 * bytes * j);
+  }
 };
 struct F16 {
   static constexpr std::size_t bytes = 2;
   static constexpr bool scaled = false;
   static STOKER_INLINE V load(const std::byte* p) { return v_load_f16(p); }
+  static STOKER_INLINE void load4(const std::byte* p, V (&out)[4]) {
+    for (std::size_t j = 0; j < 4; ++j) out[j] = load(p + 16 * bytes * j);
+  }
 };
 struct F32 {
   static constexpr std::size_t bytes = 4;
   static constexpr bool scaled = false;
   static STOKER_INLINE V load(const std::byte* p) { return v_load(reinterpret_cast<const float*>(p)); }
+  static STOKER_INLINE void load4(const std::byte* p, V (&out)[4]) {
+    for (std::size_t j = 0; j < 4; ++j) out[j] = load(p + 16 * bytes * j);
+  }
 };
 
 template <class W>
@@ -45,10 +57,26 @@ STOKER_INLINE V load_tail(const std::byte* p, std::size_t n) {
 /// acc[r][i] += W rows x x rows over columns [k0, k1), multiplying weights by scale[r] when W is scaled.
 template <class W, std::size_t R, std::size_t N>
 STOKER_INLINE void tile_columns(const std::byte* const* w, const float* scale, const float* const* x,
-                                std::size_t k0, std::size_t k1, V (&acc)[R][N]) {
+                                std::size_t row_bytes, std::size_t k0, std::size_t k1, V (&acc)[R][N]) {
   V scales[R];
   for (std::size_t r = 0; r < R; ++r) scales[r] = v_set(scale[r]);
   std::size_t k = k0;
+  if constexpr (N == 1) {
+    // One row of x: the weights come from memory, and the rows after these are next.
+    const std::size_t ahead = std::max<std::size_t>(R * row_bytes, kPrefetchBytes);
+    for (; k + 64 <= k1; k += 64) {
+      for (std::size_t r = 0; r < R; ++r) {
+        const std::byte* p = w[r] + k * W::bytes;
+        for (std::size_t line = 0; line < W::bytes; ++line) STOKER_PREFETCH(p + ahead + 64 * line);
+        V weights[4];
+        W::load4(p, weights);
+        for (std::size_t j = 0; j < 4; ++j) {
+          if constexpr (W::scaled) weights[j] = v_mul(weights[j], scales[r]);
+          acc[r][0] = v_fma(weights[j], v_load(x[0] + k + 16 * j), acc[r][0]);
+        }
+      }
+    }
+  }
   for (; k + 16 <= k1; k += 16) {
     V xs[N];
     for (std::size_t i = 0; i < N; ++i) xs[i] = v_load(x[i] + k);
@@ -75,6 +103,7 @@ STOKER_INLINE void tile(const Matrix& m, std::uint32_t row, const std::byte* con
     for (std::size_t i = 0; i < N; ++i) acc[r][i] = v_set(0.0F);
   }
   float scale[R] = {};
+  const std::size_t row_bytes = m.cols * W::bytes;
   if constexpr (W::scaled) {
     const std::uint32_t scale_cols = m.scale_cols();
     for (std::uint32_t b = 0; b < scale_cols; ++b) {
@@ -83,10 +112,11 @@ STOKER_INLINE void tile(const Matrix& m, std::uint32_t row, const std::byte* con
         scale[r] = m.scales[tile_row * scale_cols + b] * kF8Fold;
       }
       const std::size_t k0 = std::size_t{b} * m.block_cols;
-      tile_columns<W, R, N>(w, scale, x, k0, std::min<std::size_t>(k0 + m.block_cols, m.cols), acc);
+      tile_columns<W, R, N>(w, scale, x, row_bytes, k0, std::min<std::size_t>(k0 + m.block_cols, m.cols),
+                            acc);
     }
   } else {
-    tile_columns<W, R, N>(w, scale, x, 0, m.cols, acc);
+    tile_columns<W, R, N>(w, scale, x, row_bytes, 0, m.cols, acc);
   }
   for (std::size_t r = 0; r < R; ++r) {
     const std::uint32_t at = row + static_cast<std::uint32_t>(r);
@@ -450,3 +480,4 @@ const Kernels* table() {
 }
 #undef STOKER_MAP
 #undef STOKER_INLINE
+#undef STOKER_PREFETCH

@@ -9,19 +9,25 @@
 #include <cstring>
 #include <string>
 
-// Below AVX2 there is no fused multiply-add: those CPUs run the portable kernels. AVX3_DL adds nothing here.
-#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4 | HWY_AVX3_DL)
+// Below AVX2 there is no fused multiply-add: those CPUs run the portable kernels. AVX3_DL (Ice Lake, Zen 4)
+// has byte permutes (VBMI), with which FP8 codes are looked up instead of computed.
+#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4)
+#define HWY_WANT_AVX3_DL
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "gpu-worker/cpu/kernels.cc"
 #include <hwy/foreach_target.h>  // NOLINT(misc-include-cleaner)
 //
 #include <hwy/highway.h>
 
+#include "gpu-worker/cpu/f8.h"
+
 #undef STOKER_TABLE_NAME
 #if HWY_TARGET == HWY_AVX2
 #define STOKER_TABLE_NAME "avx2"
 #elif HWY_TARGET == HWY_AVX3
 #define STOKER_TABLE_NAME "avx512"
+#elif HWY_TARGET == HWY_AVX3_DL
+#define STOKER_TABLE_NAME "avx512vbmi"
 #elif HWY_TARGET == HWY_NEON && defined(__aarch64__)
 #define STOKER_TABLE_NAME "neon"
 #endif
@@ -54,6 +60,9 @@ struct Choice {
 
 /// Best first.
 constexpr std::array kChoices = {
+#if (HWY_TARGETS) & HWY_AVX3_DL
+    Choice{Simd::avx512vbmi, "avx512vbmi", N_AVX3_DL::kernel_table, HWY_AVX3_DL},
+#endif
 #if (HWY_TARGETS) & HWY_AVX3
     Choice{Simd::avx512, "avx512", N_AVX3::kernel_table, HWY_AVX3},
 #endif
@@ -69,7 +78,7 @@ constexpr std::array kChoices = {
 }  // namespace
 
 Result<const Kernels*> select_kernels(Simd simd) {
-  const char* wanted = simd == Simd::avx512 ? "avx512" : "avx2";
+  const char* wanted = simd == Simd::avx512vbmi ? "avx512vbmi" : simd == Simd::avx512 ? "avx512" : "avx2";
   for (const Choice& choice : kChoices) {
     const bool supported = choice.target == 0 || (hwy::SupportedTargets() & choice.target) != 0;
     if (simd == choice.simd && !supported) break;
@@ -81,22 +90,9 @@ Result<const Kernels*> select_kernels(Simd simd) {
 
 namespace {
 
-/// model.md 4.1, checked against the golden numbers of Appendix A1 by the tests.
-constexpr float decode_f8(std::uint32_t code) {
-  const std::uint32_t exponent = (code >> 3) & 15U;
-  const std::uint32_t mantissa = code & 7U;
-  const std::uint32_t sign = (code & 0x80U) << 24;
-  if ((code & 0x7FU) == 0x7FU) return std::bit_cast<float>(sign | 0x7FC0'0000U);
-  if (exponent == 0) {
-    const float value = static_cast<float>(mantissa) / 512.0F;
-    return sign != 0 ? -value : value;
-  }
-  return std::bit_cast<float>(sign | (exponent + 120U) << 23 | mantissa << 20);
-}
-
 constexpr std::array<float, 256> make_f8_table() {
   std::array<float, 256> table{};
-  for (std::uint32_t code = 0; code < 256; ++code) table[code] = decode_f8(code);
+  for (std::uint32_t code = 0; code < 256; ++code) table[code] = decode_f8_e4m3(code);
   return table;
 }
 constexpr std::array<float, 256> kF8Table = make_f8_table();

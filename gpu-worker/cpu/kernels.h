@@ -61,7 +61,7 @@ struct DeltaArgs {
 };
 
 struct Kernels {
-  const char* name;  ///< "scalar", "avx2", "avx512"
+  const char* name;  ///< "scalar", "avx2", "avx512", "avx512vbmi"
 
   /// scratch: kPanelRows * w.cols floats, 64-byte aligned.
   void (*matmul)(const MatmulArgs& args, std::uint32_t row_begin, std::uint32_t row_end, float* scratch);

@@ -75,6 +75,9 @@ inline V v_load_f8(const std::byte* p) {
   for (int i = 0; i < 16; ++i) r.a[i] = f8_e4m3_value(std::to_integer<std::uint8_t>(p[i]));
   return r;
 }
+inline void v_load_f8x4(const std::byte* p, V (&out)[4]) {
+  for (int j = 0; j < 4; ++j) out[j] = v_load_f8(p + 16 * j);
+}
 inline V v_load_bf16(const std::byte* p) {
   V r;
   for (int i = 0; i < 16; ++i) {
@@ -196,6 +199,53 @@ HWY_INLINE V v_keep_nan(const V& x, const V& y) {
   return r;
 }
 
+#if HWY_TARGET == HWY_AVX3_DL
+
+inline constexpr float kF8Fold = 1.0F;
+/// The upper half of each positive code's F32 (the lower half is 0), split into bytes.
+struct F8Bytes {
+  alignas(64) std::uint8_t low[128] = {};
+  alignas(64) std::uint8_t high[128] = {};
+};
+constexpr F8Bytes make_f8_bytes() {
+  F8Bytes bytes;
+  for (std::uint32_t code = 0; code < 128; ++code) {
+    const std::uint32_t upper = std::bit_cast<std::uint32_t>(decode_f8_e4m3(code)) >> 16;
+    bytes.low[code] = static_cast<std::uint8_t>(upper & 0xFFU);
+    bytes.high[code] = static_cast<std::uint8_t>(upper >> 8);
+  }
+  return bytes;
+}
+alignas(64) inline constexpr F8Bytes kF8Bytes = make_f8_bytes();
+
+/// 64 codes as floats: two byte look-ups, then bytes and halves are zipped within 128-bit lanes. The dwords
+/// are permuted first so that the zips leave codes 16 j .. 16 j + 15 in out[j], in order.
+HWY_INLINE void f8_floats(__m512i in_order, V (&out)[4]) {
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i codes = _mm512_permutexvar_epi32(order, in_order);
+  const __m512i low =
+      _mm512_permutex2var_epi8(_mm512_load_si512(kF8Bytes.low), codes, _mm512_load_si512(kF8Bytes.low + 64));
+  const __m512i magnitude = _mm512_permutex2var_epi8(_mm512_load_si512(kF8Bytes.high), codes,
+                                                     _mm512_load_si512(kF8Bytes.high + 64));
+  // magnitude | (codes & 0x80)
+  const __m512i high = _mm512_ternarylogic_epi32(magnitude, codes, _mm512_set1_epi8(-128), 0xF8);
+  const __m512i zero = _mm512_setzero_si512();
+  const __m512i first = _mm512_unpacklo_epi8(low, high);
+  const __m512i second = _mm512_unpackhi_epi8(low, high);
+  out[0].p[0].raw = _mm512_castsi512_ps(_mm512_unpacklo_epi16(zero, first));
+  out[1].p[0].raw = _mm512_castsi512_ps(_mm512_unpackhi_epi16(zero, first));
+  out[2].p[0].raw = _mm512_castsi512_ps(_mm512_unpacklo_epi16(zero, second));
+  out[3].p[0].raw = _mm512_castsi512_ps(_mm512_unpackhi_epi16(zero, second));
+}
+HWY_INLINE void v_load_f8x4(const std::byte* p, V (&out)[4]) { f8_floats(_mm512_loadu_si512(p), out); }
+HWY_INLINE V v_load_f8(const std::byte* p) {
+  V v[4];
+  f8_floats(_mm512_castsi128_si512(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), v);
+  return v[0];
+}
+
+#else
+
 inline constexpr float kF8Fold = 256.0F;
 /// Bytes -> fp16 bits ((c & 0x80) << 8 | (c & 0x7F) << 7), whose value is the code's divided by 256, exact
 /// for subnormals too (model.md 4.1). NaN codes have payload 0x3F80 there and get the bits of an fp16 NaN.
@@ -214,6 +264,12 @@ HWY_INLINE V v_load_f8(const std::byte* p) {
   }
   return r;
 }
+HWY_INLINE void v_load_f8x4(const std::byte* p, V (&out)[4]) {
+  for (int j = 0; j < 4; ++j) out[j] = v_load_f8(p + 16 * j);
+}
+
+#endif
+
 HWY_INLINE V v_load_bf16(const std::byte* p) {
   const hn::Rebind<std::uint16_t, DF> d16;
   const hn::RebindToUnsigned<DF> du;
@@ -234,6 +290,10 @@ HWY_INLINE V v_load_f16(const std::byte* p) {
 #undef STOKER_EACH
 
 #endif
+
+/// Asks for a cache line in L2 (in L1 the rows of a tile, 4 KiB apart, would evict each other); any address
+/// will do.
+#define STOKER_PREFETCH(p) __builtin_prefetch(p, 0, 2)
 
 #if defined(STOKER_PORTABLE)
 #define STOKER_INLINE inline

@@ -74,7 +74,7 @@ TEST_CASE("golden: T1 of model.md appendix A") {
   CHECK(start == std::vector<std::uint8_t>{0xF4, 0x6B, 0x7B, 0xFB, 0xDB, 0xFD, 0x6A, 0x6C});
   CHECK(fnv1a32(std::as_bytes(std::span(t1.q.codes))) == 0x52144293U);
 
-  for (Simd simd : {Simd::scalar, Simd::avx2, Simd::avx512}) {
+  for (Simd simd : {Simd::scalar, Simd::avx2, Simd::avx512, Simd::avx512vbmi}) {
     const auto kernels = select_kernels(simd);
     if (!kernels) {
       WARN("skipped: " << kernels.error().text());

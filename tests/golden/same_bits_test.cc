@@ -51,7 +51,7 @@ void check_same_bits(const std::string& name) {
     CHECK(same_bits(together->front(), want));
   }
   SECTION("any instruction set") {
-    for (Simd simd : {Simd::scalar, Simd::avx2, Simd::avx512}) {
+    for (Simd simd : {Simd::scalar, Simd::avx2, Simd::avx512, Simd::avx512vbmi}) {
       const auto other = opened->load_model(simd);
       if (!other) {
         REQUIRE(other.error().code == Errc::unsupported);

@@ -19,7 +19,7 @@ namespace {
 /// All tables this CPU can run; the first is the portable one.
 std::vector<const Kernels*> tables() {
   std::vector<const Kernels*> result;
-  for (const Simd simd : {Simd::scalar, Simd::avx2, Simd::avx512}) {
+  for (const Simd simd : {Simd::scalar, Simd::avx2, Simd::avx512, Simd::avx512vbmi}) {
     const auto table = select_kernels(simd);
     if (table) {
       result.push_back(*table);
@@ -450,7 +450,9 @@ TEST_CASE("a forced instruction set is used or refused, automatic takes the best
   REQUIRE(best);
   if (avx512) {
     CHECK((*avx512)->name == std::string("avx512"));
-    CHECK(*best == *avx512);
+    const auto vbmi = select_kernels(Simd::avx512vbmi);
+    if (vbmi) CHECK((*vbmi)->name == std::string("avx512vbmi"));
+    CHECK(*best == (vbmi ? *vbmi : *avx512));
   } else {
     CHECK(avx512.error().code == Errc::unsupported);
     CHECK(avx512.error().message.find("avx512") != std::string::npos);

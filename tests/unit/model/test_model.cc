@@ -117,7 +117,7 @@ TEST_CASE("the same bits for every chunking, thread count, instruction set, resi
       CHECK(same_bits(fresh_run(*other, tiny, tokens, {37}, 0, threads), golden));
       CHECK(same_bits(fresh_run(*other, tiny, tokens, {100, 1}, 30, threads), golden));
     }
-    for (const Simd simd : {Simd::scalar, Simd::avx2, Simd::avx512}) {
+    for (const Simd simd : {Simd::scalar, Simd::avx2, Simd::avx512, Simd::avx512vbmi}) {
       const SteadyClock clock;
       auto other = Model::load_cpu(tiny.config(), tiny.image(), {.threads = 2, .simd = simd}, clock);
       if (!other) {

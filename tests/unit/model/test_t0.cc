@@ -8,7 +8,7 @@
 namespace stoker::testing {
 namespace {
 
-constexpr Simd kAll[] = {Simd::scalar, Simd::avx2, Simd::avx512};
+constexpr Simd kAll[] = {Simd::scalar, Simd::avx2, Simd::avx512, Simd::avx512vbmi};
 
 struct Recorder final : RoutingObserver {
   struct Routing {
