@@ -86,14 +86,18 @@ CpuModel::CpuModel(const ModelConfig& config, const CpuOptions& options, const C
   use_list_.resize(n * k);
   wanted_.reserve(config_.experts);
   expert_out_ = FloatBuffer(n * k * hidden);
-  gate_ = FloatBuffer(n * inner);
-  up_ = FloatBuffer(n * inner);
+  pairs_max_ = std::max(2 * n, k);  // an expert can have n pairs; twice that makes batches of several
+  ready_.reserve(kExpertBatch);
+  batch_.reserve(kExpertBatch);
+  gate_ = FloatBuffer(pairs_max_ * inner);
+  up_ = FloatBuffer(pairs_max_ * inner);
   shared_out_ = FloatBuffer(n * hidden);
   shared_sigma_ = FloatBuffer(n);
-  x_rows_.resize(n);
-  y_rows_.resize(n);
-  up_rows_.resize(n);
-  act_rows_.resize(n);
+  x_rows_.resize(pairs_max_);
+  y_rows_.resize(pairs_max_);
+  gate_rows_.resize(pairs_max_);
+  up_rows_.resize(pairs_max_);
+  act_rows_.resize(pairs_max_);
   event_ids_.resize(config_.experts);
   event_tiers_.resize(config_.experts);
   event_scores_.resize(config_.experts);

@@ -19,6 +19,10 @@ namespace stoker {
 /// Longest causal convolution that the DeltaNet mixer takes; published models have 4 taps.
 inline constexpr std::uint32_t kConvTapsMax = 64;
 
+/// Experts that are computed together: enough for a decode step of the published models, few enough that a
+/// prefill through a small pool gives slots back early.
+inline constexpr std::size_t kExpertBatch = 16;
+
 /// Small vectors (norms, conv taps) are kept as F32; matrices stay where the image has them.
 struct DeltaNetWeights {
   Matrix qkvz, ba, out;
@@ -102,6 +106,14 @@ class CpuModel final : public Model {
     Tier tier = Tier::pool;
     bool failed = false;
   };
+  struct ExpertMatrices {
+    Matrix gate, up, down;
+  };
+  /// One expert of a batch: its pairs have the rows first .. first + count of the batch's row tables.
+  struct BatchedExpert {
+    ExpertMatrices matrices;
+    std::uint32_t first = 0, count = 0;
+  };
 
   // decode.cc
   void lay_out_rows(Step& step);
@@ -143,7 +155,11 @@ class CpuModel final : public Model {
   void look_ahead(const Step& step, std::size_t layer);
   void shared_expert(std::size_t layer);
   Result<void> serve_experts(Step& step, std::size_t layer);
-  void run_expert(Step& step, std::size_t layer, const LeasedExpert& expert);
+  Result<SourceEvent::Kind> take_ready(Step& step, bool wait);
+  [[nodiscard]] ExpertMatrices matrices_of(const LeasedExpert& expert) const;
+  template <class Body>
+  void for_rows_of_batch(std::uint32_t rows, std::size_t grain, const Body& body);
+  void run_experts();
   void check_outputs(Step& step, std::size_t layer, ExpertId expert);
   void fail_expert(Step& step, ExpertId expert, const Error& error);
   void sum_experts(const Step& step);
@@ -179,10 +195,13 @@ class CpuModel final : public Model {
   std::vector<std::uint32_t> use_list_;  ///< row * top-k + rank, grouped by expert
   std::vector<ExpertId> wanted_;
   FloatBuffer expert_out_;                 ///< [row][rank][hidden]
-  FloatBuffer gate_, up_;                  ///< [row][intermediate]
+  std::size_t pairs_max_ = 0;              ///< (row, rank) pairs in one batch of experts
+  std::vector<LeasedExpert> ready_;        ///< leased and not computed yet
+  std::vector<BatchedExpert> batch_;       ///< parallel to ready_
+  FloatBuffer gate_, up_;                  ///< [pair][intermediate]
   FloatBuffer shared_out_, shared_sigma_;  ///< [hidden], [1]
   std::vector<const float*> x_rows_;
-  std::vector<float*> y_rows_, up_rows_;
+  std::vector<float*> y_rows_, gate_rows_, up_rows_;
   std::vector<const float*> act_rows_;
   std::vector<float> scores_;  ///< attention scores, per thread
   std::size_t scores_stride_ = 0;

@@ -9,6 +9,28 @@
 
 namespace stoker {
 
+namespace {
+
+void count_tier(StepStats& stats, Tier tier) {
+  switch (tier) {
+    case Tier::vram:
+    case Tier::pool:
+      ++stats.pool;
+      break;
+    case Tier::pool_hinted:
+      ++stats.hinted;
+      break;
+    case Tier::disk:
+      ++stats.disk;
+      break;
+    case Tier::disk_late_hint:
+      ++stats.late_hint;
+      break;
+  }
+}
+
+}  // namespace
+
 Result<void> CpuModel::moe(Step& step, std::size_t layer) {
   route(step, layer);
   collect_uses(step);
@@ -114,100 +136,128 @@ void CpuModel::shared_expert(std::size_t layer) {
 }
 
 /// One event of the source. Demands are out after begin(); the look-ahead and, while reads are pending, the
-/// shared expert use the time.
+/// shared expert use the time. Nothing waits while leases are held.
 Result<void> CpuModel::serve_experts(Step& step, std::size_t layer) {
   step.source->begin(LayerId(static_cast<std::uint16_t>(layer)), wanted_, step.access);
   look_ahead(step, layer);
   bool shared_done = false;
   bool wait = false;
   for (;;) {
-    const Duration before = wait ? clock_.now() : Duration{};
-    STOKER_TRY(const SourceEvent event, step.source->next(wait));
-    if (wait) step.stats.stall += clock_.now() - before;
+    STOKER_TRY(const SourceEvent::Kind after, take_ready(step, wait));
     wait = false;
-    if (event.kind == SourceEvent::Kind::done) break;
-    if (event.kind == SourceEvent::Kind::pending) {
-      if (!shared_done) {
-        shared_expert(layer);
-        shared_done = true;
-      } else {
-        wait = true;
+    if (!ready_.empty()) {
+      run_experts();
+      for (const LeasedExpert& expert : ready_) {
+        step.source->release(expert);
+        check_outputs(step, layer, expert.expert);
       }
-    } else if (event.kind == SourceEvent::Kind::failed) {
-      fail_expert(step, event.expert, event.error);
+    } else if (after == SourceEvent::Kind::done) {
+      break;
+    } else if (!shared_done) {
+      shared_expert(layer);
+      shared_done = true;
     } else {
-      run_expert(step, layer, event.leased);
-      step.source->release(event.leased);
-      check_outputs(step, layer, event.leased.expert);
+      wait = true;
     }
   }
   if (!shared_done) shared_expert(layer);
   return {};
 }
 
-namespace {
-
-void count_tier(StepStats& stats, Tier tier) {
-  switch (tier) {
-    case Tier::vram:
-    case Tier::pool:
-      ++stats.pool;
-      break;
-    case Tier::pool_hinted:
-      ++stats.hinted;
-      break;
-    case Tier::disk:
-      ++stats.disk;
-      break;
-    case Tier::disk_late_hint:
-      ++stats.late_hint;
-      break;
+/// Fills ready_ with what can be computed now, as much as one batch takes. With `wait`, waits for the first.
+/// Returns why it stopped: leased = the batch is full.
+Result<SourceEvent::Kind> CpuModel::take_ready(Step& step, bool wait) {
+  ready_.clear();
+  std::size_t pairs = 0;
+  while (ready_.size() < kExpertBatch && pairs + rows() <= pairs_max_) {
+    const Duration before = wait ? clock_.now() : Duration{};
+    STOKER_TRY(const SourceEvent event, step.source->next(wait));
+    if (wait) step.stats.stall += clock_.now() - before;
+    wait = false;
+    if (event.kind == SourceEvent::Kind::failed) {
+      fail_expert(step, event.expert, event.error);
+    } else if (event.kind == SourceEvent::Kind::leased) {
+      ExpertUse& use = uses_[event.leased.expert.value];
+      use.tier = event.leased.tier;
+      count_tier(step.stats, event.leased.tier);
+      ready_.push_back(event.leased);
+      pairs += use.count;
+    } else {
+      return event.kind;
+    }
   }
+  return SourceEvent::Kind::leased;
 }
 
-}  // namespace
-
-/// down(silu(gate x) * (up x)) for every row that chose this expert, straight from the slot.
-void CpuModel::run_expert(Step& step, std::size_t, const LeasedExpert& expert) {
-  ExpertUse& use = uses_[expert.expert.value];
-  use.tier = expert.tier;
-  count_tier(step.stats, expert.tier);
+/// The three matrices of an expert where they lie.
+CpuModel::ExpertMatrices CpuModel::matrices_of(const LeasedExpert& expert) const {
   const std::uint32_t hidden = config_.hidden_size;
   const std::uint32_t inner = config_.moe_intermediate;
-  const std::uint32_t n = use.count;
   const DType dtype = weights_.expert_dtype;
   const std::uint32_t br = config_.scale_block_rows;
   const std::uint32_t bc = config_.scale_block_cols;
-  Matrix gate{expert.gate, dtype, inner, hidden, expert.scales, br, bc};
-  Matrix up{expert.up, dtype, inner, hidden, nullptr, br, bc};
-  Matrix down{expert.down, dtype, hidden, inner, nullptr, br, bc};
+  ExpertMatrices m{{expert.gate, dtype, inner, hidden, expert.scales, br, bc},
+                   {expert.up, dtype, inner, hidden, nullptr, br, bc},
+                   {expert.down, dtype, hidden, inner, nullptr, br, bc}};
   if (dtype == DType::f8_e4m3) {
     STOKER_CHECK(expert.scales != nullptr);
-    const std::size_t tiles = std::size_t{(inner + br - 1) / br} * gate.scale_cols();
-    up.scales = expert.scales + tiles;
-    down.scales = expert.scales + 2 * tiles;
+    const std::size_t tiles = std::size_t{(inner + br - 1) / br} * m.gate.scale_cols();
+    m.up.scales = expert.scales + tiles;
+    m.down.scales = expert.scales + 2 * tiles;
   }
-  for (std::uint32_t i = 0; i < n; ++i) {
-    const std::uint32_t pair = use_list_[use.first + i];
-    x_rows_[i] = h_.data() + std::size_t{pair / config_.experts_per_token} * hidden;
-    y_rows_[i] = gate_.data() + std::size_t{i} * inner;
-    up_rows_[i] = up_.data() + std::size_t{i} * inner;
-    act_rows_[i] = y_rows_[i];
-  }
-  const MatmulArgs gate_args{gate, x_rows_.data(), y_rows_.data(), n, nullptr};
-  const MatmulArgs up_args{up, x_rows_.data(), up_rows_.data(), n, nullptr};
-  pool_->run(inner, row_grain(gate) / 2 + 1, [&](std::size_t begin, std::size_t end, unsigned thread) {
-    const auto from = static_cast<std::uint32_t>(begin);
-    const auto to = static_cast<std::uint32_t>(end);
-    kernels_.matmul(gate_args, from, to, scratch(thread));
-    kernels_.matmul(up_args, from, to, scratch(thread));
-    for (std::uint32_t i = 0; i < n; ++i)
-      kernels_.silu_mul(y_rows_[i] + begin, up_rows_[i] + begin, end - begin);
+  return m;
+}
+
+/// body(expert, first row, end row, thread) over `rows` rows of every expert of batch_, at most `grain` at
+/// once.
+template <class Body>
+void CpuModel::for_rows_of_batch(std::uint32_t rows, std::size_t grain, const Body& body) {
+  const std::size_t pieces = (rows + grain - 1) / grain;
+  pool_->run(batch_.size() * pieces, 1, [&](std::size_t begin, std::size_t end, unsigned thread) {
+    for (std::size_t item = begin; item < end; ++item) {
+      const auto first = static_cast<std::uint32_t>(item % pieces * grain);
+      body(batch_[item / pieces], first, std::min(rows, first + static_cast<std::uint32_t>(grain)), thread);
+    }
   });
-  for (std::uint32_t i = 0; i < n; ++i) {
-    y_rows_[i] = expert_out_.data() + std::size_t{use_list_[use.first + i]} * hidden;
+}
+
+/// down(silu(gate x) * (up x)) for every row that chose an expert of ready_, straight from the slots. Two
+/// loops over all of them: threads meet twice a batch, not twice an expert.
+void CpuModel::run_experts() {
+  const std::uint32_t hidden = config_.hidden_size;
+  const std::uint32_t inner = config_.moe_intermediate;
+  batch_.clear();
+  std::uint32_t at = 0;
+  for (const LeasedExpert& expert : ready_) {
+    const ExpertUse& use = uses_[expert.expert.value];
+    batch_.push_back({matrices_of(expert), at, use.count});
+    for (std::uint32_t i = 0; i < use.count; ++i, ++at) {
+      const std::size_t pair = use_list_[use.first + i];
+      x_rows_[at] = h_.data() + pair / config_.experts_per_token * hidden;
+      act_rows_[at] = gate_rows_[at] = gate_.data() + std::size_t{at} * inner;
+      up_rows_[at] = up_.data() + std::size_t{at} * inner;
+      y_rows_[at] = expert_out_.data() + pair * hidden;
+    }
   }
-  matmul_rows(down, act_rows_.data(), y_rows_.data(), n);
+  const Matrix& gate = batch_.front().matrices.gate;
+  for_rows_of_batch(inner, row_grain(gate),
+                    [&](const BatchedExpert& e, std::uint32_t begin, std::uint32_t end, unsigned thread) {
+                      const MatmulArgs g{e.matrices.gate, x_rows_.data() + e.first,
+                                         gate_rows_.data() + e.first, e.count, nullptr};
+                      const MatmulArgs u{e.matrices.up, x_rows_.data() + e.first, up_rows_.data() + e.first,
+                                         e.count, nullptr};
+                      kernels_.matmul(g, begin, end, scratch(thread));
+                      kernels_.matmul(u, begin, end, scratch(thread));
+                      for (std::uint32_t i = e.first; i < e.first + e.count; ++i)
+                        kernels_.silu_mul(gate_rows_[i] + begin, up_rows_[i] + begin, end - begin);
+                    });
+  const Matrix& down = batch_.front().matrices.down;
+  for_rows_of_batch(hidden, row_grain(down),
+                    [&](const BatchedExpert& e, std::uint32_t begin, std::uint32_t end, unsigned thread) {
+                      const MatmulArgs d{e.matrices.down, act_rows_.data() + e.first,
+                                         y_rows_.data() + e.first, e.count, nullptr};
+                      kernels_.matmul(d, begin, end, scratch(thread));
+                    });
 }
 
 /// A NaN code or an overflow in an expert's weights shows here, once per row, before it can spread.

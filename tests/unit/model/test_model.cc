@@ -302,6 +302,7 @@ TEST_CASE("look-ahead goes out before misses are waited for; decode only") {
   auto model = tiny.load({.lookahead = 3});
   MemorySource source(tiny);
   source.resident_percent = 0;
+  source.landed_percent = 0;
   struct Order final : RoutingObserver {
     MemorySource* source = nullptr;
     std::vector<std::uint64_t> waits_before;

@@ -284,7 +284,7 @@ std::uint32_t MemorySource::draw() {
 
 void MemorySource::begin(LayerId layer, std::span<const ExpertId> wanted, Access) {
   REQUIRE(over_);
-  REQUIRE(leased_ == 0);
+  REQUIRE(held_.empty());
   layer_ = layer;
   over_ = false;
   for (const ExpertId id : wanted) (draw() % 100 < resident_percent ? hits_ : misses_).push_back(id);
@@ -300,12 +300,14 @@ Result<SourceEvent> MemorySource::next(bool wait) {
     event.kind = SourceEvent::Kind::done;
     return event;
   }
+  // A full pool: the loader would wait for these leases while the worker waits for the loader.
+  if (wait) REQUIRE(held_.empty());
   const bool miss = hits_.empty();
-  if (miss && !wait) {
+  if (miss && !wait && draw() % 100 >= landed_percent) {
     event.kind = SourceEvent::Kind::pending;
     return event;
   }
-  if (miss) ++waits;
+  if (miss && wait) ++waits;
   std::vector<ExpertId>& from = miss ? misses_ : hits_;
   const ExpertId id = from.back();
   from.pop_back();
@@ -325,15 +327,14 @@ Result<SourceEvent> MemorySource::next(bool wait) {
                   base + e.up,
                   base + e.down,
                   e.scales.empty() ? nullptr : e.scales.data()};
-  ++leased_;
+  REQUIRE(held_.insert(id.value).second);
   ++served;
   return event;
 }
 
 void MemorySource::release(const LeasedExpert& expert) {
-  REQUIRE(leased_ == 1);
   REQUIRE(expert.handle == expert.expert.value);
-  --leased_;
+  REQUIRE(held_.erase(expert.handle) == 1);
 }
 
 std::vector<float> run_all(Model& model, ExpertSource& source, Sequence& sequence,

@@ -96,6 +96,7 @@ class MemorySource final : public ExpertSource {
   void release(const LeasedExpert& expert) override;
 
   unsigned resident_percent = 100;
+  unsigned landed_percent = 25;  ///< of the misses that are there already when next(false) asks for one
   std::set<std::pair<std::uint32_t, std::uint32_t>> failing;  ///< (layer, expert)
   bool broken = false;                                        ///< next() returns an Error
   std::uint64_t served = 0;
@@ -108,7 +109,7 @@ class MemorySource final : public ExpertSource {
   LayerId layer_;
   std::vector<ExpertId> hits_, misses_;
   bool over_ = true;
-  unsigned leased_ = 0;
+  std::set<std::uint32_t> held_;  ///< handles of leases not released
 };
 
 /// Runs tokens through one sequence in steps of the given sizes (the last repeats); all logits,
