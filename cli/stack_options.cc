@@ -40,7 +40,7 @@ void add_stack_options(CLI::App& app, StackOptions& options) {
   app.add_option("--threads", options.threads, "Compute threads (default: all CPUs)")
       ->check(CLI::Range(1, 1024))
       ->group(group);
-  app.add_option("--simd", options.simd, "Instruction set: auto, scalar, avx2 or avx512")
+  app.add_option("--simd", options.simd, "Instruction set; the result is the same")
       ->check(CLI::IsMember({"auto", "scalar", "avx2", "avx512", "avx512vbmi"}))
       ->group(group);
   app.add_option("--chunk", options.chunk, "Prompt tokens per prefill step")

@@ -53,7 +53,7 @@ struct Config {
   std::uint32_t max_sequences = 8;  ///< requests computed together
   std::uint32_t queue = 256;        ///< requests waiting at most
   std::uint32_t context = 32768;    ///< tokens per sequence at most; capped by the model's own
-  std::uint32_t chunk = 256;        ///< prompt tokens per prefill step
+  std::uint32_t chunk = 1024;       ///< prompt tokens per prefill step
   Size sequence_memory{.bytes = 0, .percent = 25};  ///< budget of all sequences' state
   bool samples = true;                              ///< publish routing samples for the predictor
   std::uint32_t loader_wait = 60;                   ///< seconds to wait for a loader before a request fails

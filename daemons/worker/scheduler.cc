@@ -200,10 +200,9 @@ void Scheduler::admit() {
 bool Scheduler::step() {
   admit();
   Entry* next = oldest_prefilling();
-  const bool any_decoding =
-      std::any_of(active_.begin(), active_.end(), [](const auto& e) { return e->decoding && !e->finished; });
-  if (next == nullptr && !any_decoding) return false;
-  if (any_decoding && (decode_next_ || next == nullptr)) {
+  const bool decoding = any_decoding();
+  if (next == nullptr && !decoding) return false;
+  if (decoding && (decode_next_ || next == nullptr)) {
     decode();
     decode_next_ = false;
   } else {
@@ -221,9 +220,17 @@ Scheduler::Entry* Scheduler::oldest_prefilling() {
   return nullptr;
 }
 
+bool Scheduler::any_decoding() const {
+  return std::any_of(active_.begin(), active_.end(),
+                     [](const auto& e) { return e->decoding && !e->finished; });
+}
+
+/// A chunk streams nearly all experts through the pool once: the larger, the better, as long as nobody waits.
 void Scheduler::prefill(Entry& entry) {
   const Request& request = entry.request;
-  std::uint32_t end = std::min(entry.prompt_size(), entry.prompt_done + options_.chunk);
+  const std::uint32_t chunk =
+      any_decoding() ? std::min(options_.chunk, options_.chunk_beside) : options_.chunk;
+  std::uint32_t end = std::min(entry.prompt_size(), entry.prompt_done + chunk);
   if (request.prefill_split > entry.prompt_done) end = std::min(end, request.prefill_split);
   const std::uint32_t rows = end - entry.prompt_done;
   const bool last = end == entry.prompt_size();

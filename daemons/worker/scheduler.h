@@ -40,7 +40,8 @@ class EventSink {
 struct SchedulerOptions {
   std::uint32_t max_sequences = 8;    ///< computed together; also bounded by Model::step_tokens_max()
   std::uint32_t queue_max = 256;      ///< waiting at most
-  std::uint32_t chunk = 256;          ///< prompt tokens per prefill step; also bounded by the model
+  std::uint32_t chunk = 1024;         ///< prompt tokens per prefill step; also bounded by the model
+  std::uint32_t chunk_beside = 256;   ///< while another request decodes: its next token waits for the chunk
   std::uint32_t context = 32768;      ///< prompt + answer at most
   std::uint64_t sequence_memory = 0;  ///< budget in bytes for all sequences' state
   /// Queued requests hear of their place at most this often; also how a dead client in the queue is noticed.
@@ -110,6 +111,7 @@ class Scheduler {
   void fail(Entry& entry, const char* code, const std::string& text);
   void erase_finished();
   [[nodiscard]] Entry* oldest_prefilling();
+  [[nodiscard]] bool any_decoding() const;
 
   Model& model_;
   ExpertSource& source_;

@@ -200,6 +200,21 @@ TEST_CASE("a long prompt delays a running answer by one chunk per token") {
   CHECK(bench["c/long"].tokens.size() == 5);
 }
 
+TEST_CASE("chunks are short while another request decodes") {
+  SchedulerOptions options = Bench::options();
+  options.chunk = 32;
+  options.chunk_beside = 8;
+  Bench bench(options);
+  bench.submit(request("running", prompt(1, 4), 4));
+  bench.scheduler->step();
+  bench.submit(request("long", prompt(2, 100), 1));
+  bench.run();
+  std::vector<std::size_t> chunks;
+  for (const FakeStep& step : bench.model.steps)
+    if (step.access == Access::prefill) chunks.push_back(step.tokens[0]);
+  CHECK(chunks == std::vector<std::size_t>{4, 8, 8, 32, 32, 20});
+}
+
 TEST_CASE("prompts are prefilled in order of arrival") {
   Bench bench;
   bench.submit(request("a", prompt(1, 40), 1));
