@@ -61,8 +61,8 @@ STOKER_INLINE void tile_columns(const std::byte* const* w, const float* scale, c
   V scales[R];
   for (std::size_t r = 0; r < R; ++r) scales[r] = v_set(scale[r]);
   std::size_t k = k0;
-  if constexpr (N == 1) {
-    // One row of x: the weights come from memory, and the rows after these are next.
+  if constexpr (N == 1 || W::scaled) {
+    // Few rows of x: the weights come from memory, and the rows after these are next.
     const std::size_t ahead = std::max<std::size_t>(R * row_bytes, kPrefetchBytes);
     for (; k + 64 <= k1; k += 64) {
       for (std::size_t r = 0; r < R; ++r) {
@@ -72,7 +72,8 @@ STOKER_INLINE void tile_columns(const std::byte* const* w, const float* scale, c
         W::load4(p, weights);
         for (std::size_t j = 0; j < 4; ++j) {
           if constexpr (W::scaled) weights[j] = v_mul(weights[j], scales[r]);
-          acc[r][0] = v_fma(weights[j], v_load(x[0] + k + 16 * j), acc[r][0]);
+          for (std::size_t i = 0; i < N; ++i)
+            acc[r][i] = v_fma(weights[j], v_load(x[i] + k + 16 * j), acc[r][i]);
         }
       }
     }
@@ -182,6 +183,21 @@ void decode_row_as(const Matrix& m, std::uint32_t row, float* out) {
     }
   }
   std::size_t k = 0;
+  if (!W::scaled || m.block_cols % 64 == 0) {
+    for (; k + 64 <= m.cols; k += 64) {
+      STOKER_PREFETCH(w + k * W::bytes + kPrefetchBytes);
+      V v[4];
+      W::load4(w + k * W::bytes, v);
+      V scale = v_set(1.0F);
+      if constexpr (W::scaled)
+        scale =
+            v_set(m.scales[std::size_t{row / m.block_rows} * m.scale_cols() + k / m.block_cols] * kF8Fold);
+      for (std::size_t j = 0; j < 4; ++j) {
+        if constexpr (W::scaled) v[j] = v_mul(v[j], scale);
+        v_store(v[j], out + k + 16 * j);
+      }
+    }
+  }
   for (; k < m.cols; k += 16) {
     const std::size_t n = std::min<std::size_t>(16, m.cols - k);
     V v = n == 16 ? W::load(w + k * W::bytes) : load_tail<W>(w + k * W::bytes, n);
