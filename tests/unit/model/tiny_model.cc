@@ -208,6 +208,7 @@ void TinyModel::add_experts(std::size_t layer) {
   const std::uint32_t hidden = config_.hidden_size;
   const std::uint32_t inner = config_.moe_intermediate;
   std::vector<float> all_scales;
+  std::vector<std::int32_t> all_parts;
   for (std::size_t e = 0; e < config_.experts; ++e) {
     TinyExpert expert;
     // Three bytes first, one between: no part is aligned to anything.
@@ -227,8 +228,16 @@ void TinyModel::add_experts(std::size_t layer) {
     expert.up = part("up", inner, hidden);
     expert.down = part("down", hidden, inner);
     all_scales.insert(all_scales.end(), expert.scales.begin(), expert.scales.end());
+    for (const std::size_t at : {expert.gate, expert.up, expert.down})
+      all_parts.push_back(static_cast<std::int32_t>(at));
     experts_.push_back(std::move(expert));
   }
+  std::vector<std::byte> parts(all_parts.size() * 4);
+  std::memcpy(parts.data(), all_parts.data(), parts.size());
+  tensors_.push_back({"stoker.layers." + std::to_string(layer) + ".expert_parts",
+                      DType::i32,
+                      {config_.experts, 3},
+                      std::move(parts)});
   if (all_scales.empty()) return;
   std::vector<std::byte> bytes(all_scales.size() * 4);
   std::memcpy(bytes.data(), all_scales.data(), bytes.size());
