@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -71,6 +72,22 @@ void check_direct(Checks& checks, const std::string& shard) {
        direct ? "" : "put the model on ext4 or xfs; until then reads go through the page cache"});
 }
 
+/// How the published files suit direct reads: with one extent per expert a packed copy could save nothing.
+void check_layout(Checks& checks, const ExpertPlan& plan) {
+  std::uint64_t reads = 0, bytes = 0;
+  for (std::uint32_t key = 0; key < plan.expert_count(); ++key) {
+    const auto [extents, count] = plan.extents(ExpertKey{key});
+    reads += count;
+    for (std::size_t i = 0; i < count; ++i) bytes += extents[i].length;
+  }
+  const auto experts = static_cast<double>(plan.expert_count());
+  const double excess = static_cast<double>(bytes) / (experts * static_cast<double>(plan.expert_bytes())) - 1;
+  char text[96];
+  std::snprintf(text, sizeof text, "%.3f per expert, %.2f %% more bytes than its weights",
+                static_cast<double>(reads) / experts, excess * 100);
+  checks.push_back({Level::ok, "Model", "reads", text, ""});
+}
+
 }  // namespace
 
 void check_storage(Checks& checks, const std::string& model_dir) {
@@ -117,6 +134,7 @@ void check_model(Checks& checks, const std::string& model_dir) {
                       std::to_string(plan->expert_count()) + " of " + format_bytes(plan->expert_bytes()) +
                           ", " + format_bytes(all) + " in a pool that holds all",
                       ""});
+    check_layout(checks, *plan);
     // One layer's choice must fit, or no token can be computed.
     const std::uint64_t least = checkpoint->config().experts_per_token * plan->slot_bytes();
     const bool fits = least < machine_memory() / 2;
