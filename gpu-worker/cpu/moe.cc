@@ -113,6 +113,16 @@ void CpuModel::shared_expert(std::size_t layer) {
   matmul(w.shared_down, gate_.data(), inner, shared_out_.data(), hidden, rows());
 }
 
+namespace {
+
+void count_stall(StepStats& stats, const SourceEvent& event, Duration waited) {
+  stats.stall += waited;
+  if (event.kind == SourceEvent::Kind::leased && event.leased.tier == Tier::disk_late_hint)
+    stats.stall_late_hint += waited;
+}
+
+}  // namespace
+
 /// One event of the source. Demands are out after begin(); the look-ahead and, while reads are pending, the
 /// shared expert use the time.
 Result<void> CpuModel::serve_experts(Step& step, std::size_t layer) {
@@ -123,7 +133,7 @@ Result<void> CpuModel::serve_experts(Step& step, std::size_t layer) {
   for (;;) {
     const Duration before = wait ? clock_.now() : Duration{};
     STOKER_TRY(const SourceEvent event, step.source->next(wait));
-    if (wait) step.stats.stall += clock_.now() - before;
+    if (wait) count_stall(step.stats, event, clock_.now() - before);
     wait = false;
     if (event.kind == SourceEvent::Kind::done) break;
     if (event.kind == SourceEvent::Kind::pending) {
