@@ -15,7 +15,6 @@
 #include "cli/input.h"
 #include "cli/process.h"
 #include "cli/stack.h"
-#include "daemons/common/size.h"
 #include "shm/base/types.h"
 
 namespace stoker::cli {
@@ -24,7 +23,8 @@ using namespace std::chrono_literals;
 
 namespace {
 
-constexpr std::uint64_t kBufferBytes = 1_GiB;
+constexpr std::uint64_t kBufferMin = 256_MiB, kBufferMax = 1_GiB;
+constexpr std::uint64_t kBufferInCaches = 8;
 constexpr Duration kMemoryTime = 300ms;
 constexpr unsigned kPassesMin = 3;
 
@@ -149,7 +149,8 @@ tl::expected<DiskBandwidth, ExitReport> measure_disk(const DiskProbe& probe, Int
 }
 
 Result<double> measure_memory(unsigned threads, const Clock& clock) {
-  const Buffer buffer(std::min(kBufferBytes, align_up(machine_memory() / 16, kHugePageBytes)));
+  const auto cache = static_cast<std::uint64_t>(std::max(0L, ::sysconf(_SC_LEVEL3_CACHE_SIZE)));
+  const Buffer buffer(std::clamp(align_up(kBufferInCaches * cache, kHugePageBytes), kBufferMin, kBufferMax));
   if (!buffer.valid()) return fail(Errc::no_memory, "no memory for the measurement of its bandwidth", errno);
   double best = 0;
   const Duration end = clock.now() + kMemoryTime;

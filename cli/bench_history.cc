@@ -30,6 +30,7 @@ std::string fault_of(const Json& row) {
     if (!row.contains(key) || row[key].is_structured()) return std::string("has no ") + key;
   for (const char* key : {"date", "commit"})
     if (!row.contains(key) || !row[key].is_string()) return std::string("has no ") + key;
+  if (!row.contains("repetitions") || !row["repetitions"].is_number_unsigned()) return "has no repetitions";
   const auto speed = row.find("tokens_per_second");
   if (speed == row.end() || !speed->is_object()) return "has no tokens_per_second";
   for (const char* key : kSpread)
@@ -47,17 +48,23 @@ Json change_between(const Json& now, const Json& then) {
   const Json &a = now.at("tokens_per_second"), &b = then.at("tokens_per_second");
   const double ratio = a.at("mean").get<double>() / b.at("mean").get<double>();
   // No assumption on how the noise is distributed: beyond it is what no repetition of the other run reached.
+  // One repetition shows no noise at all.
+  const bool repeated = now.at("repetitions") > 1 && then.at("repetitions") > 1;
   const bool apart = a.at("min").get<double>() > b.at("max").get<double>() ||
                      a.at("max").get<double>() < b.at("min").get<double>();
+  const bool beyond_noise = repeated && apart;
   Json differs = Json::array();
   for (const char* key : kConditions)
     if (now.value(key, Json()) != then.value(key, Json())) differs.push_back(key);
-  std::string text = number_text("%.3f ×", ratio) + (apart ? "" : " (noise)") + ", was " +
-                     number_text("%.2f", b.at("mean").get<double>()) +
+  std::string text = number_text("%.3f ×", ratio) +
+                     (beyond_noise ? ""
+                      : repeated   ? " (noise)"
+                                   : " (too few repetitions)") +
+                     ", was " + number_text("%.2f", b.at("mean").get<double>()) +
                      number_text(" ± %.2f", b.at("stddev").get<double>()) + " at " +
                      then.at("commit").get<std::string>();
   for (const Json& key : differs) text += ", other " + key.get<std::string>();
-  return {{"ratio", ratio},          {"beyond_noise", apart},
+  return {{"ratio", ratio},          {"beyond_noise", beyond_noise},
           {"date", then.at("date")}, {"commit", then.at("commit")},
           {"mean", b.at("mean")},    {"stddev", b.at("stddev")},
           {"differs", differs},      {"text", text}};
