@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <fstream>
-#include <numeric>
 #include <sstream>
 
 namespace stoker::cli {
@@ -60,17 +59,19 @@ std::vector<pid_t> siblings_of(pid_t pid) {
   return pids;
 }
 
-std::uint64_t pss_bytes(pid_t pid) {
+ProcessMemory memory_of(pid_t pid) {
   std::ifstream file("/proc/" + std::to_string(pid) + "/smaps_rollup");
+  ProcessMemory memory;
   std::string line;
   while (std::getline(file, line)) {
-    if (line.rfind("Pss:", 0) != 0) continue;
-    std::istringstream rest(line.substr(4));
+    std::istringstream words(line);
+    std::string key;
     std::uint64_t kib = 0;
-    rest >> kib;
-    return kib * 1024;
+    if (!(words >> key >> kib)) continue;
+    if (key == "Pss:") memory.proportional = kib * 1024;
+    if (key == "Shared_Hugetlb:" || key == "Private_Hugetlb:") memory.hugetlb += kib * 1024;
   }
-  return 0;
+  return memory;
 }
 
 PeakMemory::PeakMemory(std::vector<pid_t> pids, const Clock& clock)
@@ -101,9 +102,15 @@ void PeakMemory::watch() {
   }
 }
 
+/// A pool on hugetlbfs is mapped by all that have any of it, so the largest mapping is the pool.
 void PeakMemory::sample() {
-  const auto add = [](std::uint64_t sum, pid_t pid) { return sum + pss_bytes(pid); };
-  peak_ = std::max(peak_, std::accumulate(pids_.begin(), pids_.end(), std::uint64_t{0}, add));
+  std::uint64_t sum = 0, hugetlb = 0;
+  for (const pid_t pid : pids_) {
+    const ProcessMemory memory = memory_of(pid);
+    sum += memory.proportional;
+    hugetlb = std::max(hugetlb, memory.hugetlb);
+  }
+  peak_ = std::max(peak_, sum + hugetlb);
 }
 
 }  // namespace stoker::cli

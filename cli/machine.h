@@ -22,10 +22,14 @@ unsigned usable_cpus();
 
 /// The process and its siblings: all daemons of a private stack, given one of them.
 std::vector<pid_t> siblings_of(pid_t pid);
-/// Proportional set size: memory that processes share is counted once over all of them. 0: gone.
-std::uint64_t pss_bytes(pid_t pid);
+/// Memory of a process as the kernel sees it now; zeros when it is gone.
+struct ProcessMemory {
+  std::uint64_t proportional = 0;  ///< PSS: what processes share is counted once over all of them
+  std::uint64_t hugetlb = 0;       ///< pages of hugetlbfs, which no set size counts
+};
+ProcessMemory memory_of(pid_t pid);
 
-/// The largest sum of proportional set sizes, sampled from a thread of its own while the object lives.
+/// The largest memory of some processes together, sampled from a thread of its own while the object lives.
 class PeakMemory {
  public:
   PeakMemory(std::vector<pid_t> pids, const Clock& clock);

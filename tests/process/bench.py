@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""`stoker bench` on a tiny model: rows that are consistent in themselves, a history, and nothing left behind.
+"""`stoker bench` on a tiny model: rows that are consistent in themselves, a history, nothing left behind.
 
 No speed is asserted, only what must hold at any speed.
 """
@@ -7,10 +7,11 @@ No speed is asserted, only what must hold at any speed.
 import csv
 import io
 import json
+import signal
 import sys
 
 import harness
-from cli_rig import Rig, one_clear_line
+from cli_rig import Rig, one_clear_line, wait_for
 from harness import expect
 
 SLOW_S = 600  # a dozen stacks on a busy machine
@@ -106,7 +107,7 @@ def refusals(rig, model):
     short = rig.work / "short.txt"
     short.write_text("1,2,3")
     alien = rig.work / "alien.txt"
-    alien.write_text("1 " * 30 + "99999999 " * 30)
+    alien.write_text("1 99999999 " * 30)
     words = rig.work / "words.txt"
     words.write_text("once upon a time")
     for args, code, names in (
@@ -133,11 +134,27 @@ def refusals(rig, model):
     print("bad input: one clear line", flush=True)
 
 
+def interrupted(rig, model):
+    """Ctrl-C while a stack runs: exit 130, no rows, nothing left."""
+    history = rig.work / "unfinished.jsonl"
+    process = rig.popen("bench", model, "-p", 0, "-n", 2000, *QUICK, "--context", 4096, "--state", "cold",
+                        "--history", history)
+    names = wait_for("the private stack", lambda: rig.daemon("predictor") and rig.shared_names(), SLOW_S)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=SLOW_S)
+    expect(process.returncode == 130 and out == b"", f"SIGINT: exit {process.returncode}: {err.decode()[-1000:]}")
+    expect(history.read_text() == "", "an unfinished benchmark is in the history")
+    rig.expect_nothing_left(names)
+    print("SIGINT: exit 130, nothing left", flush=True)
+
+
 def test(args, work):
     rig = Rig(args.bin, work)
-    model = rig.model("model", "--layers", LAYERS, "--experts", 8, "--experts-per-token", TOP_K)
+    model = rig.model("model", "--layers", LAYERS, "--experts", 8, "--experts-per-token", TOP_K,
+                      "--context", 4096)
     formats(rig, model)
     refusals(rig, model)
+    interrupted(rig, model)
 
 
 if __name__ == "__main__":
