@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <charconv>
 #include <cstdio>
@@ -53,6 +54,18 @@ Result<std::vector<std::uint32_t>> parse_ids(std::string_view text) {
     at = end + 1;
   }
   if (ids.empty()) return fail(Errc::invalid, "there is no token id; write ids as 1,5,9");
+  return ids;
+}
+
+Result<std::vector<std::uint32_t>> read_ids(const std::string& path) {
+  STOKER_TRY(std::string text, read_input(path));
+  const auto blank = [](char c) { return c == '\n' || c == '\r' || c == ' ' || c == '\t'; };
+  std::replace_if(text.begin(), text.end(), blank, ',');
+  const auto both = [](char a, char b) { return a == ',' && b == ','; };
+  text.erase(std::unique(text.begin(), text.end(), both), text.end());
+  while (!text.empty() && text.back() == ',') text.pop_back();
+  auto ids = parse_ids(text);
+  if (!ids) return fail(std::move(ids).error(), path);
   return ids;
 }
 

@@ -19,6 +19,9 @@ bool stdin_is_piped();
 /// "1,5,9" (white space allowed) as token ids. Errc::invalid names the text that is not an id.
 Result<std::vector<std::uint32_t>> parse_ids(std::string_view text);
 
+/// All ids in a file, separated by commas or white space; errors name it.
+Result<std::vector<std::uint32_t>> read_ids(const std::string& path);
+
 /// Refuses text that is not UTF-8 with the offset of the first bad byte (Errc::invalid); `what` names the
 /// text.
 Result<void> check_utf8(std::string_view text, const std::string& what);

@@ -33,9 +33,9 @@ int run_main(int argc, char** argv) {
   app.require_subcommand(1);
   app.set_help_all_flag("--help-all", "Help of all verbs");
   Action action;
-  for (const auto add :
-       {add_run, add_chat, add_serve, add_status, add_doctor, add_verify, add_tokenize, add_detokenize,
-        add_template, add_logits, add_perplexity, add_trace, add_synth, add_cache, add_config, add_version}) {
+  for (const auto add : {add_run, add_chat, add_serve, add_status, add_doctor, add_verify, add_tokenize,
+                         add_detokenize, add_template, add_logits, add_perplexity, add_trace, add_bench,
+                         add_synth, add_cache, add_config, add_version}) {
     add(app, action);
   }
   last_one_counts(app);

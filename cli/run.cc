@@ -1,5 +1,4 @@
 // `stoker run`: one prompt, one answer.
-#include <algorithm>
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -78,17 +77,10 @@ Result<void> fill_input(const RunOptions& options, const std::string& prompt, co
   return {};
 }
 
-/// Whole file of ids, separated by commas or white space.
 Result<void> fill_forced(const RunOptions& options, wire::GenerateRequest& request) {
   if (!options.logits_out.empty()) request.set_raw_logits_of_steps(true);
   if (options.forced_file.empty()) return {};
-  STOKER_TRY(std::string text, read_input(options.forced_file));
-  std::replace_if(
-      text.begin(), text.end(), [](char c) { return c == '\n' || c == '\r' || c == ' ' || c == '\t'; }, ',');
-  text.erase(std::unique(text.begin(), text.end(), [](char a, char b) { return a == ',' && b == ','; }),
-             text.end());
-  while (!text.empty() && text.back() == ',') text.pop_back();
-  STOKER_TRY(const auto ids, parse_ids(text));
+  STOKER_TRY(const auto ids, read_ids(options.forced_file));
   for (const std::uint32_t id : ids) request.add_forced(id);
   return {};
 }

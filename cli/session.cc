@@ -63,7 +63,7 @@ tl::expected<Session, ExitReport> Session::open(Context& context, Interrupts& in
   const bool named_model = !options.stack.model_dir.empty();
 
   std::string why_not;
-  if (worker_listens(options.run_dir) && !options.stack.any()) {
+  if (!options.always_private && worker_listens(options.run_dir) && !options.stack.any()) {
     Session session;
     session.run_dir_ = options.run_dir;
     auto client = Client::connect(options.run_dir, context.clock);

@@ -17,6 +17,7 @@ struct SessionOptions {
   StackOptions stack;   ///< stack.model_dir may be "": then a running stack is needed
   std::string run_dir;  ///< "" = the configured one
   std::optional<Duration> deadline;
+  bool always_private = false;  ///< never uses a running stack
 };
 
 void add_session_options(CLI::App& app, SessionOptions& options);

@@ -46,7 +46,8 @@ nlohmann::ordered_json statistics_json(const wire::Stats& stats) {
           {"ttft_seconds", stats.ttft_seconds()},         {"prefill_seconds", stats.prefill_seconds()},
           {"decode_seconds", stats.decode_seconds()},     {"tokens_per_second", tokens_per_second(stats)},
           {"experts_pool", stats.experts_pool()},         {"experts_prefetched", stats.experts_hinted()},
-          {"experts_disk", stats.experts_disk()},         {"stall_seconds", stats.stall_seconds()}};
+          {"experts_disk", stats.experts_disk()},         {"stall_seconds", stats.stall_seconds()},
+          {"stall_late_hint_seconds", stats.stall_late_hint_seconds()}};
 }
 
 }  // namespace stoker::cli

@@ -36,6 +36,11 @@ const char* code_of(const Error& error) {
   return error.code == Errc::no_memory ? error_code::kMemory : error_code::kInternal;
 }
 
+void add_stall(wire::Stats& to, const StepStats& step) {
+  to.set_stall_seconds(to.stall_seconds() + seconds(step.stall));
+  to.set_stall_late_hint_seconds(to.stall_late_hint_seconds() + seconds(step.stall_late_hint));
+}
+
 }  // namespace
 
 /// Counts expert uses per request during a decode step, and passes events on.
@@ -251,7 +256,7 @@ void Scheduler::prefill(Entry& entry) {
   prompt_rate_.add(clock_.now(), rows);
   totals_.prompt_tokens += rows;
   entry.stats.set_prefill_seconds(entry.stats.prefill_seconds() + seconds(stats->total));
-  entry.stats.set_stall_seconds(entry.stats.stall_seconds() + seconds(stats->stall));
+  add_stall(entry.stats, *stats);
   entry.stats.set_experts_pool(entry.stats.experts_pool() + stats->pool);
   entry.stats.set_experts_hinted(entry.stats.experts_hinted() + stats->hinted);
   entry.stats.set_experts_disk(entry.stats.experts_disk() + stats->disk + stats->late_hint);
@@ -329,7 +334,7 @@ void Scheduler::decode() {
   count_step(*stats, false);
   for (std::size_t i = 0; i < members.size(); ++i) {
     Entry& entry = *members[i];
-    entry.stats.set_stall_seconds(entry.stats.stall_seconds() + seconds(stats->stall));
+    add_stall(entry.stats, *stats);
     if (results[i].error) {
       fail(entry, code_of(*results[i].error), results[i].error->text());
     } else {

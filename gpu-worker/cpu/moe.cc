@@ -29,6 +29,12 @@ void count_tier(StepStats& stats, Tier tier) {
   }
 }
 
+void count_stall(StepStats& stats, const SourceEvent& event, Duration waited) {
+  stats.stall += waited;
+  if (event.kind == SourceEvent::Kind::leased && event.leased.tier == Tier::disk_late_hint)
+    stats.stall_late_hint += waited;
+}
+
 }  // namespace
 
 Result<void> CpuModel::moe(Step& step, std::size_t layer) {
@@ -172,7 +178,7 @@ Result<SourceEvent::Kind> CpuModel::take_ready(Step& step, bool wait) {
   while (ready_.size() < kExpertBatch && pairs + rows() <= pairs_max_) {
     const Duration before = wait ? clock_.now() : Duration{};
     STOKER_TRY(const SourceEvent event, step.source->next(wait));
-    if (wait) step.stats.stall += clock_.now() - before;
+    if (wait) count_stall(step.stats, event, clock_.now() - before);
     wait = false;
     if (event.kind == SourceEvent::Kind::failed) {
       fail_expert(step, event.expert, event.error);

@@ -11,7 +11,7 @@ import harness
 from cli_rig import Rig, one_clear_line
 from harness import expect
 
-VERBS = ["run", "chat", "serve", "status", "doctor", "verify", "tokenize", "detokenize", "template", "logits", "synth",
+VERBS = ["run", "chat", "serve", "status", "doctor", "verify", "tokenize", "detokenize", "template", "logits", "bench", "synth",
          "cache", "config", "version"]
 
 

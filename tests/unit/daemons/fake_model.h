@@ -85,6 +85,7 @@ class FakeModel final : public Model {
                      .disk = 1,
                      .late_hint = 1,
                      .stall = std::chrono::milliseconds(1),
+                     .stall_late_hint = std::chrono::microseconds(500),
                      .total = std::chrono::milliseconds(10)};
   }
 

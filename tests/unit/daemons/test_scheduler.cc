@@ -488,6 +488,7 @@ TEST_CASE("statistics add up") {
   CHECK(stats.ttft_seconds() == Approx(0.12));
   CHECK(stats.decode_seconds() == Approx(0.04));  // four steps
   CHECK(stats.stall_seconds() == Approx(0.006));
+  CHECK(stats.stall_late_hint_seconds() == Approx(0.003));
   // Prefill chunks count distinct experts (3 pool, 2 hinted, 2 disk), decode rows their own choice (1, 1, 1).
   CHECK(stats.experts_pool() == 2 * 3 + 4);
   CHECK(stats.experts_hinted() == 2 * 2 + 4);
