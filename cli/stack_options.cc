@@ -21,7 +21,7 @@ void push(std::vector<std::string>& argv, const char* flag, const std::optional<
 
 bool StackOptions::any() const {
   return !ram.empty() || pool_slots || !engine.empty() || no_predictor || threads || !simd.empty() || chunk ||
-         context;
+         context || !warm_manifest.empty();
 }
 
 void add_stack_options(CLI::App& app, StackOptions& options) {
@@ -50,6 +50,11 @@ void add_stack_options(CLI::App& app, StackOptions& options) {
                  "Longest prompt + answer in tokens (default: 32768, or the model's if less)")
       ->check(CLI::PositiveNumber)
       ->group(group);
+  app.add_option(
+         "--warm-manifest", options.warm_manifest,
+         "File that remembers what the pool held: auto, off or a path (default: auto; off for a stack "
+         "of one command)")
+      ->group(group);
 }
 
 std::string bin_directory() {
@@ -72,6 +77,7 @@ std::vector<ChildSpec> stack_children(const StackOptions& options, const std::st
   push(loader.argv, "--ram", options.ram);
   push(loader.argv, "--pool-slots", options.pool_slots);
   push(loader.argv, "--engine", options.engine);
+  push(loader.argv, "--warm-manifest", options.warm_manifest);
   if (unlink_on_exit) loader.argv.emplace_back("--unlink-on-exit");
 
   ChildSpec worker = child("worker");

@@ -21,6 +21,7 @@ struct StackOptions {
   std::string simd;
   std::optional<std::uint32_t> chunk;
   std::optional<std::uint32_t> context;
+  std::string warm_manifest;  ///< auto, off, a path; "" = default
 
   /// Any of them given on the command line: such a run wants a stack of its own.
   [[nodiscard]] bool any() const;

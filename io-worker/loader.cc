@@ -129,6 +129,7 @@ bool Loader::turn(Duration wait_max) {
   if (!draining_) {
     start_demands();
     start_hints();
+    start_preload();
   }
   submit_pieces();
   notify();
@@ -154,6 +155,7 @@ Duration Loader::wait_for(Duration wait_max) const {
 void Loader::intake_demands() {
   demands_.clear();
   intake_.drain(demands_);
+  if (!demands_.empty()) last_demand_ = clock_.now();
   for (const Demand& demand : demands_) take_demand(demand);
 }
 
@@ -168,8 +170,10 @@ void Loader::take_demand(const Demand& demand) {
   } else if (!fills_[index].demand) {
     fills_[index].demand = true;
     ++demand_fills_;
-    hint_bytes_in_flight_ -= fills_[index].bytes;
-    add(pool_.counters().loader.hints_promoted);
+    if (fills_[index].began_as_hint) {
+      hint_bytes_in_flight_ -= fills_[index].bytes;
+      add(pool_.counters().loader.hints_promoted);
+    }
   }
   Fill& fill = fills_[index];
   // A worker that gave up on an earlier step may ask again: the newer demand counts.
@@ -303,7 +307,7 @@ bool Loader::start(FillIndex index) {
     fill.bytes += extents[i].length;
   }
   bytes_in_flight_ += fill.bytes;
-  if (!fill.demand) hint_bytes_in_flight_ += fill.bytes;
+  if (!fill.demand && fill.began_as_hint) hint_bytes_in_flight_ += fill.bytes;
   reading_.push_back(index);
   fill.retry_at = Duration{};
   submit_pieces();
@@ -507,7 +511,8 @@ void Loader::finish(FillIndex index) {
   Fill& fill = fills_[index];
   if (!fill.failed && !content_is_right(fill)) return;
   bytes_in_flight_ -= fill.bytes;
-  if (!fill.demand) hint_bytes_in_flight_ -= fill.bytes;
+  if (!fill.demand && fill.began_as_hint) hint_bytes_in_flight_ -= fill.bytes;
+  if (fill.preload) preload_->ended(!fill.failed);
   std::erase(reading_, index);
   if (fill.failed) {
     abandon(fill);
@@ -519,9 +524,10 @@ void Loader::finish(FillIndex index) {
 
 void Loader::publish(Fill& fill) {
   SlotControl& slot = pool_.slots()[fill.slot.value];
-  const bool hint_unused = !fill.demand;
-  slot.origin.store(static_cast<std::uint32_t>(hint_unused ? SlotOrigin::hint_unused : SlotOrigin::demand),
-                    std::memory_order_relaxed);
+  const SlotOrigin origin_of_slot = fill.demand    ? SlotOrigin::demand
+                                    : fill.preload ? SlotOrigin::warm
+                                                   : SlotOrigin::hint_unused;
+  slot.origin.store(static_cast<std::uint32_t>(origin_of_slot), std::memory_order_relaxed);
   filled_step_[fill.slot.value] =
       static_cast<std::uint32_t>(pool_.header().step.load(std::memory_order_relaxed));
   ++resident_per_layer_[fill.expert.value / plan_.experts_per_layer()];
@@ -529,7 +535,9 @@ void Loader::publish(Fill& fill) {
     STOKER_CHECK(w.state == SlotState::filling && w.epoch == epoch_);
     return SlotWord{SlotState::ready, w.epoch, fill.requesters, w.generation};
   });
-  add(fill.demand ? pool_.counters().loader.demand_fills : pool_.counters().loader.hint_fills);
+  auto& counters = pool_.counters().loader;
+  if (fill.preload) add(counters.warm_fills);
+  if (fill.demand || !fill.preload) add(fill.demand ? counters.demand_fills : counters.hint_fills);
   const DemandOrigin origin = fill.began_as_hint ? DemandOrigin::hint_in_flight : DemandOrigin::disk;
   for (unsigned p = 0; p < kProcessMax; ++p)
     if ((fill.requesters >> p) & 1U) grant(p, fill.ticket[p], fill.slot, origin);

@@ -6,7 +6,8 @@
 //   3. published the slot turns `ready` with the requesters' reader bits already set, so nobody can take
 //                it away between publication and use; the demand entries are granted.
 //   3'. failed   the slot is freed; the demand entries carry the error.
-// A hint that is demanded while queued or reading is promoted: same fill, now a demand.
+// A hint that is demanded while queued or reading is promoted: same fill, now a demand. So is a preload
+// (io-worker/preload.h).
 //
 // Single-threaded: everything is called from the thread that owns the engine. No allocation after
 // construction on the paths of turn().
@@ -20,6 +21,7 @@
 
 #include "checkpoint/checkpoint.h"
 #include "io-worker/engine.h"
+#include "io-worker/preload.h"
 #include "io-worker/residency.h"
 #include "shm/base/clock.h"
 #include "shm/demand.h"
@@ -58,6 +60,8 @@ class Loader {
   bool turn(Duration wait_max);
 
   void push_hints(std::span<const LoaderHint> hints);
+  /// From now on its experts are read when nothing better is to be done. It must outlive the loader.
+  void set_preload(Preload& preload);
   /// A process attached (its table entry is filled). Harmless for one that is served already, as after a
   /// loader restart.
   void add_process(unsigned process);
@@ -88,6 +92,7 @@ class Loader {
     FillState state = FillState::idle;
     bool demand = false;
     bool began_as_hint = false;
+    bool preload = false;  ///< began as one
     bool failed = false;
     std::uint8_t pieces = 0, pieces_left = 0, in_flight = 0;
     std::uint8_t transient = 0, errors = 0, mismatches = 0;
@@ -115,6 +120,8 @@ class Loader {
   FillIndex new_fill(ExpertKey key, bool demand);
   void start_demands();
   void start_hints();
+  void start_preload();
+  [[nodiscard]] bool may_preload() const;
   bool start(FillIndex index);
   /// `layer` is the layer that the slot is wanted for.
   std::uint32_t find_slot(std::uint32_t layer);
@@ -161,6 +168,8 @@ class Loader {
   std::vector<ReadOp> ops_;
   std::vector<Completion> completions_;
   std::uint64_t bytes_in_flight_ = 0, hint_bytes_in_flight_ = 0;
+  Preload* preload_ = nullptr;
+  Duration last_demand_ = -kPreloadQuiet;
   std::size_t demand_fills_ = 0;
   std::uint32_t quarantined_ = 0;
   std::uint16_t served_ = 0;  ///< process bits

@@ -52,6 +52,8 @@ struct alignas(kPageBytes) PoolCounters {
     std::atomic<std::uint64_t> hints_received, hints_dropped, hints_issued, hints_promoted, hints_wasted;
     std::atomic<std::uint64_t> wasted_bytes, quarantined, reclaimed_processes;
     std::atomic<std::uint64_t> read_ns_total;  ///< sum over reads of submit-to-completion time
+    std::atomic<std::uint64_t> warm_planned;   ///< experts of the warm manifest that this start brings back
+    std::atomic<std::uint64_t> warm_fills;     ///< of such experts, read so far; those demanded meanwhile too
   } loader;
   struct alignas(kCacheLine) Worker {
     std::atomic<std::uint64_t> pool_hits, hint_hits, disk_misses, late_hints;

@@ -99,6 +99,18 @@ std::string default_run_dir(const ConfigSources& sources) {
   return runtime && !runtime->empty() ? *runtime + "/stoker" : "/run/stoker";
 }
 
+/// Where a service keeps what should survive a reboot (systemd.exec, XDG base directories).
+std::string state_dir(const ConfigSources& sources) {
+  const auto absolute = [&](const char* name) {
+    const std::string value = sources.environment(name).value_or("");
+    return value.starts_with('/') ? value.substr(0, value.find(':')) : "";
+  };
+  if (const std::string given = absolute("STATE_DIRECTORY"); !given.empty()) return given;
+  if (const std::string xdg = absolute("XDG_STATE_HOME"); !xdg.empty()) return xdg + "/stoker";
+  if (const std::string home = absolute("HOME"); !home.empty()) return home + "/.local/state/stoker";
+  return "";
+}
+
 }  // namespace
 
 ConfigSources standard_sources(int argc, const char* const* argv) {
@@ -145,6 +157,7 @@ Result<Config> load_config(Program program, const ConfigSources& sources) {
   STOKER_TRY_VOID(apply_environment(config, sources));
   STOKER_TRY_VOID(apply_flags(config, flags));
   if (config.run_dir.empty()) config.run_dir = default_run_dir(sources);
+  config.state_dir = state_dir(sources);
   config.notify_socket = sources.environment("NOTIFY_SOCKET").value_or("");
   config.journal = sources.environment("JOURNAL_STREAM").has_value();
   return config;

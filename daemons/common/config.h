@@ -46,6 +46,7 @@ struct Config {
   std::string huge_pages = "auto";  ///< auto, off
   std::string checksums;            ///< file made by `stoker verify --checksums`; "" = reads are not checked
   bool unlink_on_exit = false;      ///< drop pool and weights at an orderly stop instead of staying warm
+  std::string warm_manifest = "auto";  ///< auto (in state_dir), off, or a path: io-worker/warm_manifest.h
 
   // [worker]
   std::uint32_t threads = 0;        ///< 0 = one per CPU of the affinity mask
@@ -63,7 +64,8 @@ struct Config {
 
   // Not settings: facts of the environment that other files need.
   std::string notify_socket;  ///< $NOTIFY_SOCKET, "" if none
-  bool journal = false;       ///< $JOURNAL_STREAM is set: stderr goes to the journal
+  std::string state_dir;  ///< $STATE_DIRECTORY, $XDG_STATE_HOME/stoker or ~/.local/state/stoker; "" if none
+  bool journal = false;   ///< $JOURNAL_STREAM is set: stderr goes to the journal
 
   /// Where each key came from: "worker.threads" -> "flag", "STOKER_WORKER_THREADS", "/path:3"; absent =
   /// default.

@@ -40,6 +40,8 @@ const std::array kSettings = {
             "Check every expert that is read against this file"},
     Setting{"loader.unlink_on_exit", "unlink-on-exit", kLoader, &Config::unlink_on_exit,
             "Drop pool and weights at an orderly stop (default: stay warm for the next start)"},
+    Setting{"loader.warm_manifest", "warm-manifest", kLoader, &Config::warm_manifest,
+            "File that remembers what the pool held, for starts with an empty pool: auto, off or a path"},
     Setting{"worker.threads",
             "threads",
             kWorker,

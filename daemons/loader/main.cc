@@ -19,6 +19,7 @@
 #include "daemons/common/size.h"
 #include "daemons/loader/budget.h"
 #include "daemons/loader/control.h"
+#include "daemons/loader/warm_start.h"
 #include "io-worker/calibrate.h"
 #include "io-worker/engine.h"
 #include "io-worker/loader.h"
@@ -235,6 +236,8 @@ Result<void> LoaderDaemon::serve(StopSignals& signals) {
                                              .registered = pool_->payload(),
                                              .registered_granule = plan.slot_bytes()}));
   log_info("engine: " + engine->describe());
+  STOKER_TRY(const std::string manifest, warm_manifest_path(config_, config_.model_dir));
+  WarmStart warm(*pool_, plan, model_->checkpoint.fingerprint(), manifest, clock_);
   Loader loader(*pool_, plan, model_->checkpoint.files(), *engine, clock_, options);
   STOKER_TRY(const auto control, Control::start(signals, {.hints_path = endpoint::hints(run_dir_),
                                                           .group_access = config_.group_access,
@@ -245,6 +248,7 @@ Result<void> LoaderDaemon::serve(StopSignals& signals) {
   if (loader.quarantined() > 0)
     log_warn(std::to_string(loader.quarantined()) +
              " slots are quarantined until the last loader's reads are known to be over");
+  warm.begin(loader);
   pool_->header().loader_ready.store(1, std::memory_order_release);
   notifier_.ready("serving");
   log_info("ready in " + run_dir_);
@@ -259,6 +263,7 @@ Result<void> LoaderDaemon::serve(StopSignals& signals) {
     if (loader.quarantined() > 0) settle_quarantine(loader, recovery);
     const bool recovering = loader.quarantined() > 0;
     static_cast<void>(loader.turn(recovering ? Recovery::kPollEvery : Duration(std::chrono::seconds(1))));
+    warm.look();
     if (clock_.now() >= next_status) {
       report_status();
       next_status = clock_.now() + kStatusEvery;
@@ -266,6 +271,7 @@ Result<void> LoaderDaemon::serve(StopSignals& signals) {
   }
   log_info("stopping: finishing reads in flight");
   loader.drain();
+  warm.end();
   return {};
 }
 

@@ -70,6 +70,8 @@ Json loader_json(const Pool& pool) {
           {"demand_fills", get(c.demand_fills)},
           {"hint_fills", get(c.hint_fills)},
           {"evictions", get(c.evictions)},
+          {"warm_planned", get(c.warm_planned)},
+          {"warm_fills", get(c.warm_fills)},
           {"hints_received", get(c.hints_received)},
           {"hints_dropped", get(c.hints_dropped)},
           {"hints_issued", get(c.hints_issued)},

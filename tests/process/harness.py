@@ -29,11 +29,15 @@ def expect(condition, message):
 class Stack:
     """Loader, worker and predictor of one run directory."""
 
-    def __init__(self, bin_dir, model, work, slots=None, engine=None, predictor=True, extra_worker=(), extra_loader=()):
+    def __init__(self, bin_dir, model, work, slots=None, engine=None, predictor=True, extra_worker=(), extra_loader=(),
+                 env=None):
         self.bin = pathlib.Path(bin_dir)
         self.model = str(model)
         self.run_dir = pathlib.Path(tempfile.mkdtemp(prefix="run-", dir=work))
         self.log = open(self.run_dir / "test.log", "ab")
+        # A state directory of its own: every stack begins cold unless the test says otherwise.
+        self.env = {**os.environ, "XDG_STATE_HOME": str(self.run_dir / "state"), **(env or {})}
+        self.env.pop("STATE_DIRECTORY", None)
         self.loader_args = ["--model", self.model, *extra_loader]
         if slots is not None:
             self.loader_args += ["--pool-slots", str(slots)]
@@ -47,7 +51,7 @@ class Stack:
         args = {"loader": self.loader_args, "worker": self.worker_args, "predictor": []}[name]
         self.processes[name] = subprocess.Popen(
             [self.bin / f"stoker-{name}", "--run-dir", self.run_dir, *args],
-            stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
+            stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, env=self.env)
 
     def start_all(self, timeout=60):
         for name in self.names():
@@ -100,9 +104,11 @@ class Stack:
         expect(client.returncode == 0, f"run ended with {client.returncode}: {err.decode()}\n{self.log_tail()}")
         return json.loads(out)
 
+    def log_text(self):
+        return (self.run_dir / "test.log").read_text(errors="replace")
+
     def log_tail(self):
-        self.log.flush()
-        return (self.run_dir / "test.log").read_text(errors="replace")[-4000:]
+        return self.log_text()[-4000:]
 
     def stop(self):
         for name in reversed(self.names()):
@@ -120,8 +126,8 @@ class Stack:
         self.log.close()
 
 
-def make_model(bin_dir, work, *args):
-    path = pathlib.Path(work) / "model"
+def make_model(bin_dir, work, *args, name="model"):
+    path = pathlib.Path(work) / name
     if not path.exists():
         subprocess.run([pathlib.Path(bin_dir) / "stoker", "synth", "--out", path, *args], check=True,
                        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)

@@ -14,7 +14,7 @@ using stoker::sim::WorldReport;
 
 struct Totals {
   std::uint64_t leases = 0, failures = 0, loader_deaths = 0, worker_deaths = 0, late_landings = 0,
-                short_reads = 0, io_errors = 0, bit_flips = 0, misdirected = 0;
+                short_reads = 0, io_errors = 0, bit_flips = 0, misdirected = 0, preloads = 0;
   void add(const WorldReport& r) {
     leases += r.leases;
     failures += r.failures;
@@ -25,6 +25,7 @@ struct Totals {
     io_errors += r.faults.io_error;
     bit_flips += r.faults.bit_flip;
     misdirected += r.faults.misdirected;
+    preloads += r.preloads;
   }
 };
 
@@ -74,14 +75,16 @@ int main(int argc, char** argv) {
   if (!run_seeds(first, count, t)) return 1;
   std::printf(
       "%llu seeds: %llu leases, %llu failed demands, %llu loader deaths, %llu worker deaths, "
-      "%llu late landings, %llu short reads, %llu EIO, %llu bit flips, %llu misdirected reads\n",
+      "%llu late landings, %llu short reads, %llu EIO, %llu bit flips, %llu misdirected reads, %llu "
+      "preloads\n",
       static_cast<unsigned long long>(count), static_cast<unsigned long long>(t.leases),
       static_cast<unsigned long long>(t.failures), static_cast<unsigned long long>(t.loader_deaths),
       static_cast<unsigned long long>(t.worker_deaths), static_cast<unsigned long long>(t.late_landings),
       static_cast<unsigned long long>(t.short_reads), static_cast<unsigned long long>(t.io_errors),
-      static_cast<unsigned long long>(t.bit_flips), static_cast<unsigned long long>(t.misdirected));
+      static_cast<unsigned long long>(t.bit_flips), static_cast<unsigned long long>(t.misdirected),
+      static_cast<unsigned long long>(t.preloads));
   if (count == 1) return 0;
-  if (t.leases == 0 || t.failures == 0 || t.late_landings == 0 || t.bit_flips == 0) {
+  if (t.leases == 0 || t.failures == 0 || t.late_landings == 0 || t.bit_flips == 0 || t.preloads == 0) {
     std::printf("FAILED: the faults that this test is about did not happen\n");
     return 1;
   }

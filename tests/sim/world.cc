@@ -116,13 +116,26 @@ void World::start_loader() {
     }
   }
   loader_ = std::make_unique<Loader>(*pool_, *plan_, files_, *engine_, clock_, options);
+  preload_.reset();
+  if (below(2) == 0) preload_some();
   for (const Worker& w : workers_)
     if (w.alive) loader_->add_process(w.index);
   unreported_deaths_.clear();  // the new loader looked for itself
 }
 
+/// A manifest of some experts, in any order; it may name what is resident.
+void World::preload_some() {
+  WarmManifest manifest;
+  for (std::uint32_t e = 0; e < plan_->expert_count(); ++e)
+    if (below(3) != 0) manifest.push_back({ExpertKey{e}, 1.0F, below(100)});
+  std::shuffle(manifest.begin(), manifest.end(), random_);
+  preload_ = std::make_unique<Preload>(manifest, *plan_, 1 + below(pool_->slot_count()));
+  loader_->set_preload(*preload_);
+}
+
 void World::crash_loader() {
   ++report_.loader_deaths;
+  if (preload_) report_.preloads += preload_->restored();
   loader_.reset();
   engine_->crash();
   engine_.reset();
@@ -292,6 +305,7 @@ void World::settle() {
     if (!waiting && loader_->quarantined() == 0 && loader_->demand_backlog() == 0 && i > 100) break;
   }
   loader_->drain();
+  if (preload_) report_.preloads += preload_->restored();
   check();
   for (const Worker& w : workers_)
     if (w.alive && !w.waiting.empty()) violate("a demand was left unanswered");

@@ -29,7 +29,7 @@ struct WorldOptions {
 
 struct WorldReport {
   std::string violation;  ///< empty: all invariants held
-  std::uint64_t leases = 0, failures = 0, loader_deaths = 0, worker_deaths = 0, hints = 0;
+  std::uint64_t leases = 0, failures = 0, loader_deaths = 0, worker_deaths = 0, hints = 0, preloads = 0;
   SimCounts faults;
 };
 
@@ -61,6 +61,7 @@ class World {
   void build_files();
   void make_pool();
   void start_loader();
+  void preload_some();
   void crash_loader();
   void maybe_end_quarantine();
   void attach(Worker& worker);
@@ -90,6 +91,7 @@ class World {
   std::string pool_name_;
   std::unique_ptr<Pool> pool_;
   std::unique_ptr<SimEngine> engine_;
+  std::unique_ptr<Preload> preload_;
   std::unique_ptr<Loader> loader_;
   std::vector<Worker> workers_;
   std::vector<unsigned> unreported_deaths_;  ///< processes that died and that the loader has not heard of

@@ -129,6 +129,16 @@ TEST_CASE("the run directory follows XDG_RUNTIME_DIR") {
   CHECK(load_config(Program::worker, sources({}))->run_dir == "/run/stoker");
 }
 
+TEST_CASE("the state directory: the service manager's, XDG's, the home's, or none") {
+  const auto state = [](std::map<std::string, std::string> environment) {
+    return load_config(Program::loader, sources({}, std::move(environment)))->state_dir;
+  };
+  CHECK(state({{"STATE_DIRECTORY", "/var/lib/stoker:/b"}, {"XDG_STATE_HOME", "/s"}}) == "/var/lib/stoker");
+  CHECK(state({{"XDG_STATE_HOME", "/s"}, {"HOME", "/h"}}) == "/s/stoker");
+  CHECK(state({{"XDG_STATE_HOME", "relative"}, {"HOME", "/h"}}) == "/h/.local/state/stoker");
+  CHECK(state({}).empty());
+}
+
 TEST_CASE("help lists the flags of one program only") {
   const auto worker = load_config(Program::worker, sources({"--help"}));
   REQUIRE(worker.has_value());
