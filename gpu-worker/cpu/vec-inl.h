@@ -218,24 +218,40 @@ constexpr F8Bytes make_f8_bytes() {
 }
 alignas(64) inline constexpr F8Bytes kF8Bytes = make_f8_bytes();
 
-/// 64 codes as floats: two byte look-ups, then bytes and halves are zipped within 128-bit lanes. The dwords
-/// are permuted first so that the zips leave codes 16 j .. 16 j + 15 in out[j], in order.
+/// Where the zip of low and high bytes wants the codes: in dword l code l beside code 16 + l, then 32 + l
+/// beside 48 + l.
+struct F8Order {
+  alignas(64) std::uint8_t at[64] = {};
+};
+constexpr F8Order make_f8_order() {
+  F8Order order;
+  for (std::size_t lane = 0; lane < 4; ++lane) {
+    for (std::size_t i = 0; i < 16; ++i) {
+      const std::size_t vector = i / 8 * 2 + i % 2;
+      order.at[16 * lane + i] = static_cast<std::uint8_t>(16 * vector + 4 * lane + i % 8 / 2);
+    }
+  }
+  return order;
+}
+alignas(64) inline constexpr F8Order kF8Order = make_f8_order();
+
+/// 64 codes as floats, codes 16 j .. 16 j + 15 in out[j]: two byte look-ups, a zip to pairs of upper halves,
+/// and each pair taken apart.
 HWY_INLINE void f8_floats(__m512i in_order, V (&out)[4]) {
-  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  const __m512i codes = _mm512_permutexvar_epi32(order, in_order);
+  const __m512i codes = _mm512_permutexvar_epi8(_mm512_load_si512(kF8Order.at), in_order);
   const __m512i low =
       _mm512_permutex2var_epi8(_mm512_load_si512(kF8Bytes.low), codes, _mm512_load_si512(kF8Bytes.low + 64));
   const __m512i magnitude = _mm512_permutex2var_epi8(_mm512_load_si512(kF8Bytes.high), codes,
                                                      _mm512_load_si512(kF8Bytes.high + 64));
   // magnitude | (codes & 0x80)
   const __m512i high = _mm512_ternarylogic_epi32(magnitude, codes, _mm512_set1_epi8(-128), 0xF8);
-  const __m512i zero = _mm512_setzero_si512();
   const __m512i first = _mm512_unpacklo_epi8(low, high);
   const __m512i second = _mm512_unpackhi_epi8(low, high);
-  out[0].p[0].raw = _mm512_castsi512_ps(_mm512_unpacklo_epi16(zero, first));
-  out[1].p[0].raw = _mm512_castsi512_ps(_mm512_unpackhi_epi16(zero, first));
-  out[2].p[0].raw = _mm512_castsi512_ps(_mm512_unpacklo_epi16(zero, second));
-  out[3].p[0].raw = _mm512_castsi512_ps(_mm512_unpackhi_epi16(zero, second));
+  const __m512i upper = _mm512_set1_epi32(-65536);
+  out[0].p[0].raw = _mm512_castsi512_ps(_mm512_slli_epi32(first, 16));
+  out[1].p[0].raw = _mm512_castsi512_ps(_mm512_and_si512(first, upper));
+  out[2].p[0].raw = _mm512_castsi512_ps(_mm512_slli_epi32(second, 16));
+  out[3].p[0].raw = _mm512_castsi512_ps(_mm512_and_si512(second, upper));
 }
 HWY_INLINE void v_load_f8x4(const std::byte* p, V (&out)[4]) { f8_floats(_mm512_loadu_si512(p), out); }
 HWY_INLINE V v_load_f8(const std::byte* p) {
