@@ -65,9 +65,10 @@ def counters(status):
     return {k: v for k, v in status["loader"].items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
 
 
-def decode(args, fraction, ids, work, config):
+def decode(args, fraction, ids, work, config, extra_worker=(), settle=0):
     slots = max(config["num_experts_per_tok"], int(fraction * config["num_hidden_layers"] * config["num_experts"]))
-    stack = Stack(args.bin, args.model, work, slots=slots, predictor=not args.no_predictor).start_all(timeout=1800)
+    stack = Stack(args.bin, args.model, work, slots=slots, predictor=not args.no_predictor,
+                  extra_worker=extra_worker).start_all(timeout=1800)
     try:
         warm, measured = ids[:args.warm], ids[args.warm:args.warm + args.tokens]
         forced = work / "forced.txt"
@@ -80,6 +81,7 @@ def decode(args, fraction, ids, work, config):
         memory.start()
         before = stack.status()
         answer = run(warm[-4:], measured)
+        time.sleep(settle)  # the predictor reports once a second
         after = stack.status()
         peak = memory.stop()
         stats = answer["stats"]
@@ -91,7 +93,9 @@ def decode(args, fraction, ids, work, config):
                 "read_bytes": delta["read_bytes"],
                 "seconds": seconds + stats["prefill_seconds"], "stall_share": stats["stall_seconds"] /
                 (seconds + stats["prefill_seconds"]), "hit": 1 - stats["experts_disk"] / uses, "peak": peak,
-                "hints_issued": delta.get("hints_issued", 0), "hints_wasted": delta.get("hints_wasted", 0),
+                "stall_seconds": stats["stall_seconds"], "delta": delta,
+                "used": {k: after["experts"][k] - before["experts"][k] for k in ("pool_hinted", "disk_late_hint", "disk")},
+                "predictor": (after["predictor"] or {}).get("score"),
                 "budget": after["pool"]["bytes"] + after["memory"]["weights_bytes"]}
     finally:
         stack.stop()

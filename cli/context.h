@@ -48,6 +48,7 @@ void add_logits(CLI::App& app, Action& action);
 void add_perplexity(CLI::App& app, Action& action);
 void add_trace(CLI::App& app, Action& action);
 void add_bench(CLI::App& app, Action& action);
+void add_trace_score(CLI::App& trace, Action& action);
 void add_synth(CLI::App& app, Action& action);
 void add_cache(CLI::App& app, Action& action);
 void add_config(CLI::App& app, Action& action);

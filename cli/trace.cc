@@ -375,10 +375,12 @@ void add_record(CLI::App& trace, Action& action) {
 }  // namespace
 
 void add_trace(CLI::App& app, Action& action) {
-  CLI::App* trace = app.add_subcommand("trace", "Routing traces: record, describe, replay");
+  CLI::App* trace =
+      app.add_subcommand("trace", "Routing traces: record, describe, replay, score the predictor");
   trace->require_subcommand(1);
   add_record(*trace, action);
   add_replay(*trace, action);
+  add_trace_score(*trace, action);
   auto options = std::make_shared<TraceOptions>();
   CLI::App* verb = trace->add_subcommand("report", "Per layer: skew, repetition, look-ahead recall");
   verb->add_option("FILE", options->file, "Trace file")->required();

@@ -15,6 +15,7 @@ Result<StepStats> CpuModel::step(std::span<const Segment> segments, Access acces
   Step step{segments, results, access, &source, observer, {}};
   lay_out_rows(step);
   grow_sequences(step);
+  announce(step);
   embed();
   STOKER_TRY_VOID(run_layers(step));
   logits(step);
@@ -75,6 +76,12 @@ void CpuModel::grow_sequences(Step& step) {
           Error{Errc::no_memory, 0, "no memory for the KV cache of " + std::to_string(length) + " tokens"});
     }
   }
+}
+
+/// The earliest moment at which somebody could guess what the step will want.
+void CpuModel::announce(const Step& step) const {
+  if (step.observer == nullptr || options_.lookahead == 0 || step.access != Access::decode) return;
+  for (const Row& row : rows_) step.observer->on_token(step.segments[row.segment].sequence_id, row.token);
 }
 
 void CpuModel::embed() {

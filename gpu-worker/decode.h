@@ -72,6 +72,7 @@ struct RoutingEvent {
 struct LookaheadEvent {
   std::uint32_t layer = 0;  ///< the layer the candidates are for
   std::uint32_t sequence_id = 0, token = 0;
+  std::span<const ExpertId> chosen;      ///< of layer - 1, which is being served; by descending weight
   std::span<const ExpertId> candidates;  ///< best first
   std::span<const float> scores;         ///< router probabilities
 };
@@ -79,6 +80,8 @@ struct LookaheadEvent {
 class RoutingObserver {
  public:
   virtual ~RoutingObserver() = default;
+  /// Called once per row before a decode step runs.
+  virtual void on_token(std::uint32_t /*sequence_id*/, std::uint32_t /*token*/) {}
   /// Called as soon as the candidates are known: before the layer's own misses are waited for.
   virtual void on_lookahead(const LookaheadEvent& event) = 0;
   /// Called once per row and layer, after the layer's experts have all been served.

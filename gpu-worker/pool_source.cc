@@ -63,11 +63,17 @@ PoolSource::PoolSource(Pool& pool, AttachClient& client, std::vector<LayerTables
   unsent_.reserve(experts_per_layer);
   pending_.reserve(kDemandMax);
   abandoned_.reserve(kDemandMax);
+  // Goes on where the last process at this index stopped: its hints must not look as if they were early.
+  step_ = step_of_progress(pool.process(process()).progress.load(std::memory_order_relaxed));
 }
 
 void PoolSource::begin(LayerId layer, std::span<const ExpertId> wanted, Access access) {
   abandon();
-  if (layer.value == 0) step_ = pool_.header().step.fetch_add(1, std::memory_order_relaxed) + 1;
+  if (layer.value == 0) {
+    pool_step_ = pool_.header().step.fetch_add(1, std::memory_order_relaxed) + 1;
+    ++step_;
+  }
+  pool_.process(process()).progress.store(progress_of(step_, layer.value), std::memory_order_relaxed);
 
   layer_ = layer;
   access_ = access;
@@ -79,7 +85,7 @@ void PoolSource::begin(LayerId layer, std::span<const ExpertId> wanted, Access a
     const ExpertKey key{layer.value * experts_per_layer_ + expert.value};
     // A prefill is a scan: it must not look like use, or it would push out the decode working set.
     if (access == Access::decode)
-      record_use(pool_.experts()[key.value].usage, static_cast<std::uint32_t>(step_));
+      record_use(pool_.experts()[key.value].usage, static_cast<std::uint32_t>(pool_step_));
     if (const auto lease = leases_.try_lease(key))
       hits_.push_back({expert, lease->slot, lease->hint_hit ? Tier::pool_hinted : Tier::pool});
     else

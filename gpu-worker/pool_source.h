@@ -46,8 +46,9 @@ class PoolSource final : public ExpertSource {
   void release(const LeasedExpert& expert) override;
   void idle() override;
 
-  /// PoolHeader::step of the step in progress: what hints for it must carry.
+  /// This worker's own count of the step in progress (ProcessEntry::progress): what hints for it must carry.
   [[nodiscard]] std::uint64_t step() const { return step_; }
+  [[nodiscard]] unsigned process() const { return client_.grant().index; }
   [[nodiscard]] std::uint32_t reconnects() const { return reconnects_; }
 
  private:
@@ -88,7 +89,8 @@ class PoolSource final : public ExpertSource {
 
   LayerId layer_{};
   Access access_ = Access::decode;
-  std::uint64_t step_ = 0;
+  std::uint64_t step_ = 0;       ///< our own count
+  std::uint64_t pool_step_ = 0;  ///< PoolHeader::step: of all workers together
   std::vector<Hit> hits_;
   std::size_t next_hit_ = 0;
   std::vector<ExpertId> unsent_;

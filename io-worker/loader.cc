@@ -38,7 +38,11 @@ Loader::Loader(Pool& pool, const ExpertPlan& plan, const std::vector<ShardFile>&
       clock_(clock),
       options_(options),
       intake_(pool),
-      residency_(plan.layers(), plan.experts_per_layer(), pool.slot_count()) {
+      residency_(plan.layers(), plan.experts_per_layer(), pool.slot_count()),
+      hints_({.capacity = options.hint_queue,
+              .layers = plan.layers(),
+              .experts_per_layer = plan.experts_per_layer(),
+              .step_reads = (options.hint_budget + plan.slot_bytes() - 1) / plan.slot_bytes()}) {
   // Every demand of every process may be for another expert; hints come on top (start_hints).
   const std::size_t fill_count =
       std::min<std::size_t>(kProcessMax * kDemandMax, plan.expert_count()) + kHintFillsMax;
@@ -49,7 +53,6 @@ Loader::Loader(Pool& pool, const ExpertPlan& plan, const std::vector<ShardFile>&
   fill_of_expert_.assign(plan.expert_count(), kNoFill);
   reading_.reserve(fill_count);
   demand_queue_.set_capacity(fill_count);
-  hints_.set_capacity(std::max(1U, options_.hint_queue));
   free_slots_.reserve(pool.slot_count());
   victims_.reserve(Residency::scan_batch(pool.slot_count()));
   usage_at_scan_.assign(pool.slot_count(), 0);
@@ -170,6 +173,7 @@ void Loader::take_demand(const Demand& demand) {
   } else if (!fills_[index].demand) {
     fills_[index].demand = true;
     ++demand_fills_;
+    demand_reading(1);
     if (fills_[index].began_as_hint) {
       hint_bytes_in_flight_ -= fills_[index].bytes;
       add(pool_.counters().loader.hints_promoted);
@@ -249,37 +253,49 @@ void Loader::start_demands() {
   }
 }
 
-void Loader::start_hints() {
-  auto& counters = pool_.counters().loader;
+/// Hints never queue before the disk: what is not started can still be overtaken by a demand.
+bool Loader::room_for_hint() const {
   const auto budget =
       static_cast<std::uint64_t>(static_cast<double>(options_.bytes_in_flight) * options_.hint_share);
-  const auto now = static_cast<std::uint32_t>(pool_.header().step.load(std::memory_order_relaxed));
-  while (!hints_.empty() && demand_queue_.empty()) {
-    const LoaderHint hint = hints_.front();
-    const bool wanted = budget > 0 && hint.expert.value < plan_.expert_count() &&
-                        static_cast<std::int32_t>(hint.step - now) >= 0 &&
-                        fill_of_expert_[hint.expert.value] == kNoFill &&
-                        pool_.experts()[hint.expert.value].slot.load(std::memory_order_relaxed) == kNone;
-    if (!wanted) {
+  const auto bytes = static_cast<std::uint32_t>(plan_.slot_bytes());
+  const bool first = hint_bytes_in_flight_ == 0;  // one expert may exceed a small budget, two may not
+  const std::size_t hint_fills = fills_.size() - free_fills_.size() - demand_fills_;
+  return budget > 0 && demand_queue_.empty() && hint_fills < kHintFillsMax && room_for(bytes) &&
+         (first || hint_bytes_in_flight_ + bytes <= budget);
+}
+
+void Loader::start_hints() {
+  if (hints_.empty()) return;
+  auto& counters = pool_.counters().loader;
+  HintQueue::Progress progress{};
+  for (unsigned p = 0; p < kProcessMax; ++p)
+    progress[p] = pool_.process(p).progress.load(std::memory_order_relaxed);
+  while (room_for_hint()) {
+    const auto hint = hints_.take(progress);
+    if (!hint) break;
+    const bool resident = pool_.experts()[hint->expert.value].slot.load(std::memory_order_relaxed) != kNone;
+    if (resident || fill_of_expert_[hint->expert.value] != kNoFill) {
       add(counters.hints_dropped);
-      hints_.pop_front();
       continue;
     }
-    const auto bytes = static_cast<std::uint32_t>(plan_.slot_bytes());
-    const bool first = hint_bytes_in_flight_ == 0;  // one expert may exceed a small budget, two may not
-    const std::size_t hint_fills = fills_.size() - free_fills_.size() - demand_fills_;
-    if (hint_fills >= kHintFillsMax || !room_for(bytes) || (!first && hint_bytes_in_flight_ + bytes > budget))
-      return;
-    hints_.pop_front();
-    const FillIndex index = new_fill(hint.expert, false);
-    fills_[index].hint_step = hint.step;
+    const FillIndex index = new_fill(hint->expert, false);
     if (!start(index)) {
       release_fill(index);
       add(counters.hints_dropped);
-      return;
+      break;
     }
+    hints_.issued(*hint);
     add(counters.hints_issued);
   }
+  add(counters.hints_dropped, hints_.take_dropped());
+}
+
+void Loader::demand_reading(int change) {
+  const Duration now = clock_.now();
+  if (demands_reading_ > 0)
+    add(pool_.counters().loader.demand_busy_ns, static_cast<std::uint64_t>((now - demands_counted_).count()));
+  demands_counted_ = now;
+  demands_reading_ += change;
 }
 
 /// Gives the fill a slot and readies its reads. False: no slot can be had now.
@@ -308,6 +324,7 @@ bool Loader::start(FillIndex index) {
   }
   bytes_in_flight_ += fill.bytes;
   if (!fill.demand && fill.began_as_hint) hint_bytes_in_flight_ += fill.bytes;
+  if (fill.demand) demand_reading(1);
   reading_.push_back(index);
   fill.retry_at = Duration{};
   submit_pieces();
@@ -512,6 +529,7 @@ void Loader::finish(FillIndex index) {
   if (!fill.failed && !content_is_right(fill)) return;
   bytes_in_flight_ -= fill.bytes;
   if (!fill.demand && fill.began_as_hint) hint_bytes_in_flight_ -= fill.bytes;
+  if (fill.demand) demand_reading(-1);
   if (fill.preload) preload_->ended(!fill.failed);
   std::erase(reading_, index);
   if (fill.failed) {
@@ -575,10 +593,7 @@ void Loader::notify() {
 
 void Loader::push_hints(std::span<const LoaderHint> hints) {
   add(pool_.counters().loader.hints_received, hints.size());
-  for (const LoaderHint& hint : hints) {
-    if (hints_.full()) add(pool_.counters().loader.hints_dropped);
-    hints_.push_back(hint);
-  }
+  for (const LoaderHint& hint : hints) hints_.push(hint);
 }
 
 void Loader::add_process(unsigned process) {

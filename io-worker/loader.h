@@ -21,6 +21,7 @@
 
 #include "checkpoint/checkpoint.h"
 #include "io-worker/engine.h"
+#include "io-worker/hint_queue.h"
 #include "io-worker/preload.h"
 #include "io-worker/residency.h"
 #include "shm/base/clock.h"
@@ -33,18 +34,13 @@ struct LoaderOptions {
   std::uint64_t bytes_in_flight = 16ULL << 20;          ///< depth as bytes, from calibration
   double hint_share = 0.25;                             ///< of bytes_in_flight, for hints (design.md 5)
   std::uint32_t hint_queue = 512;                       ///< hints waiting at most; the oldest are dropped
+  std::uint64_t hint_budget = 0;                        ///< bytes read for hints per step; 0: no limit
   std::uint32_t transient_retries = 8;                  ///< EINTR, EAGAIN, EBUSY, ENOMEM
   std::uint32_t error_retries = 1;                      ///< EIO and other device errors
   Duration retry_delay = std::chrono::milliseconds(2);  ///< doubles with every retry
   /// XXH3-64 per expert over its gate, up and down bytes, in this order (checkpoint/checksums.h); empty: not
   /// checked. A mismatch is read again once, then the expert fails.
   std::vector<std::uint64_t> checksums;
-};
-
-struct LoaderHint {
-  ExpertKey expert;
-  float confidence = 0;
-  std::uint32_t step = 0;  ///< the step it is for (PoolHeader::step); dropped once that has passed
 };
 
 class Loader {
@@ -74,6 +70,9 @@ class Loader {
   void drain();
   /// Demands waiting or being read.
   [[nodiscard]] std::size_t demand_backlog() const { return demand_fills_; }
+  /// Of these, the ones that no read was started for yet.
+  [[nodiscard]] std::size_t demands_queued() const { return demand_queue_.size(); }
+  [[nodiscard]] std::uint64_t hint_bytes_in_flight() const { return hint_bytes_in_flight_; }
 
  private:
   static constexpr std::size_t kExtentsMax = 3;
@@ -99,7 +98,6 @@ class Loader {
     std::uint32_t generation = 0;  ///< of this Fill object: late completions of an older use are ignored
     std::uint16_t requesters = 0;  ///< process bits
     std::uint32_t bytes = 0;       ///< counted in bytes_in_flight_ while reading
-    std::uint32_t hint_step = 0;
     Duration retry_at{};
     std::array<DemandTicket, kProcessMax> ticket{};  ///< per requester
     std::array<Piece, kExtentsMax> piece{};
@@ -122,6 +120,9 @@ class Loader {
   void start_hints();
   void start_preload();
   [[nodiscard]] bool may_preload() const;
+  [[nodiscard]] bool room_for_hint() const;
+  /// Keeps the account of how long demands keep the disk busy.
+  void demand_reading(int change);
   bool start(FillIndex index);
   /// `layer` is the layer that the slot is wanted for.
   std::uint32_t find_slot(std::uint32_t layer);
@@ -156,7 +157,7 @@ class Loader {
   std::vector<FillIndex> fill_of_expert_;           ///< by ExpertKey; kNoFill if none
   std::vector<FillIndex> reading_;                  ///< fills in state reading, in order of start
   boost::circular_buffer<FillIndex> demand_queue_;  ///< queued demand fills, first come first served
-  boost::circular_buffer<LoaderHint> hints_;        ///< the oldest fall out when full
+  HintQueue hints_;
   std::vector<std::uint32_t> free_slots_;
   std::vector<SlotId> victims_;  ///< chosen by the last scan, best first
   std::size_t next_victim_ = 0;
@@ -171,6 +172,8 @@ class Loader {
   Preload* preload_ = nullptr;
   Duration last_demand_ = -kPreloadQuiet;
   std::size_t demand_fills_ = 0;
+  int demands_reading_ = 0;
+  Duration demands_counted_{};  ///< demand_busy_ns is right up to here
   std::uint32_t quarantined_ = 0;
   std::uint16_t served_ = 0;  ///< process bits
   std::uint16_t notify_bits_ = 0;

@@ -15,7 +15,7 @@
 namespace stoker {
 
 inline constexpr std::uint64_t kPoolMagic = 0x314C4F4F504B5453ULL;  // "STKPOOL1", little endian
-inline constexpr std::uint32_t kLayoutVersion = 1;
+inline constexpr std::uint32_t kLayoutVersion = 2;
 inline constexpr unsigned kProcessMax = 16;   ///< one bit each in SlotWord::readers
 inline constexpr unsigned kDemandMax = 1024;  ///< outstanding demands per process; power of two
 inline constexpr std::size_t kDemandErrorBytes = 224;
@@ -51,9 +51,10 @@ struct alignas(kPageBytes) PoolCounters {
     std::atomic<std::uint64_t> demand_fills, hint_fills, evictions;
     std::atomic<std::uint64_t> hints_received, hints_dropped, hints_issued, hints_promoted, hints_wasted;
     std::atomic<std::uint64_t> wasted_bytes, quarantined, reclaimed_processes;
-    std::atomic<std::uint64_t> read_ns_total;  ///< sum over reads of submit-to-completion time
-    std::atomic<std::uint64_t> warm_planned;   ///< experts of the warm manifest that this start brings back
-    std::atomic<std::uint64_t> warm_fills;     ///< of such experts, read so far; those demanded meanwhile too
+    std::atomic<std::uint64_t> read_ns_total;   ///< sum over reads of submit-to-completion time
+    std::atomic<std::uint64_t> demand_busy_ns;  ///< time in which at least one demand was being read
+    std::atomic<std::uint64_t> warm_planned;    ///< experts of the warm manifest that this start brings back
+    std::atomic<std::uint64_t> warm_fills;  ///< of such experts, read so far; those demanded meanwhile too
   } loader;
   struct alignas(kCacheLine) Worker {
     std::atomic<std::uint64_t> pool_hits, hint_hits, disk_misses, late_hints;
@@ -89,12 +90,18 @@ static_assert(sizeof(DemandEntry) == 256);
 
 enum class ProcessState : std::uint32_t { free = 0, attached = 1, dead = 2 };
 
+/// Where a worker is, as a number that grows: `step` is its own count, `layer` below 65536.
+constexpr std::uint64_t progress_of(std::uint64_t step, std::uint32_t layer) { return step << 16 | layer; }
+constexpr std::uint64_t step_of_progress(std::uint64_t progress) { return progress >> 16; }
+
 /// A process that may hold leases. The loader assigns the index (= reader bit) at attach.
 struct alignas(kPageBytes) ProcessEntry {
   std::atomic<std::uint32_t> state;  ///< ProcessState, written by the loader
   std::atomic<std::uint32_t> pid;
   std::atomic<std::uint64_t> start_ticks;  ///< field 22 of /proc/<pid>/stat: defeats pid reuse
   alignas(kCacheLine) std::atomic<std::uint32_t> demand_head;  ///< worker: next index to write
+  /// progress_of() the last layer that began: its demands are out, a hint for it is too late.
+  std::atomic<std::uint64_t> progress;
   alignas(kCacheLine) std::atomic<std::uint32_t> demand_tail;  ///< loader: next index to read
   /// Futex word: the loader adds 1 after granting or failing demands, and wakes if `waiting`.
   alignas(kCacheLine) std::atomic<std::uint32_t> completions;
@@ -138,6 +145,7 @@ constexpr std::uint64_t layout_hash() {
                           std::uint64_t{sizeof(DemandEntry)},
                           std::uint64_t{offsetof(DemandEntry, error)},
                           std::uint64_t{sizeof(ProcessEntry)},
+                          std::uint64_t{offsetof(ProcessEntry, progress)},
                           std::uint64_t{offsetof(ProcessEntry, completions)},
                           std::uint64_t{offsetof(ProcessEntry, demand_ring)},
                           std::uint64_t{offsetof(ProcessEntry, demands)},

@@ -39,10 +39,12 @@ struct Config {
   /// Budget: resident weights + pool + control. A little under the usual size of /dev/shm, which is half of
   /// the machine's memory and holds other things too.
   Size ram{.bytes = 0, .percent = 45};
-  std::uint32_t pool_slots = 0;     ///< experts in the pool; 0 = as many as `ram` holds
-  std::string engine = "auto";      ///< auto, uring, pread
-  Size bytes_in_flight;             ///< bytes being read at the same time; 0 = measured at start
-  double hint_share = 0.25;         ///< of bytes_in_flight that hints may use
+  std::uint32_t pool_slots = 0;  ///< experts in the pool; 0 = as many as `ram` holds
+  std::string engine = "auto";   ///< auto, uring, pread
+  Size bytes_in_flight;          ///< bytes being read at the same time; 0 = measured at start
+  double hint_share = 0.25;      ///< of bytes_in_flight that hints may use
+  Size hint_budget{.bytes = 256ULL << 20,
+                   .percent = 0};   ///< read for hints per step of a worker; 0 = no limit
   std::string huge_pages = "auto";  ///< auto, off
   std::string checksums;            ///< file made by `stoker verify --checksums`; "" = reads are not checked
   bool unlink_on_exit = false;      ///< drop pool and weights at an orderly stop instead of staying warm
@@ -60,7 +62,9 @@ struct Config {
   std::uint32_t loader_wait = 60;                   ///< seconds to wait for a loader before a request fails
 
   // [predictor]
-  std::uint32_t hint_width = 16;  ///< candidates hinted per token and layer at most
+  std::string hints = "auto";      ///< auto, on, off
+  std::uint32_t hint_width = 16;   ///< reads for hints per token and layer at most
+  std::uint32_t hint_horizon = 1;  ///< how many layers ahead the tables look
 
   // Not settings: facts of the environment that other files need.
   std::string notify_socket;  ///< $NOTIFY_SOCKET, "" if none

@@ -40,6 +40,8 @@ inline constexpr std::uint64_t kLogitsReplyBytes = 4ULL << 30;
 /// LayerId and ExpertId are 16 bits wide.
 inline constexpr std::uint32_t kLayers = 1U << 12;
 inline constexpr std::uint32_t kExperts = 1U << 16;
+/// All layers together; the predictor holds some 500 bytes for each (published models: at most 24,576).
+inline constexpr std::uint64_t kExpertsOfModel = 1U << 18;
 /// Experts chosen or guessed for one token in one layer (published models: at most 22).
 inline constexpr int kExpertsPerSample = 256;
 /// One layer of the largest model, all of it.

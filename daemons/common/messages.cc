@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "daemons/common/limits.h"
+#include "shm/layout.h"
 
 namespace stoker {
 namespace {
@@ -113,6 +114,27 @@ Result<void> check_layer(const char* field, std::uint32_t layer) {
   return too_many(field, layer, limits::kLayers - 1);
 }
 
+Result<void> check_process(std::uint32_t process) {
+  if (process < kProcessMax) return {};
+  return too_many("process", process, kProcessMax - 1);
+}
+
+/// Tables are made to this shape: it must be sane, and everything must lie within it.
+Result<void> check_shape(const wire::RoutingSample& sample) {
+  STOKER_TRY_VOID(check_process(sample.process()));
+  if (sample.layers() > limits::kLayers) return too_many("layers", sample.layers(), limits::kLayers);
+  if (sample.experts() > limits::kExperts) return too_many("experts", sample.experts(), limits::kExperts);
+  if (std::uint64_t{sample.layers()} * sample.experts() > limits::kExpertsOfModel)
+    return too_many("layers * experts", std::uint64_t{sample.layers()} * sample.experts(),
+                    limits::kExpertsOfModel);
+  if (sample.layer() >= sample.layers() || sample.lookahead_layer() >= sample.layers())
+    return bad("routing sample: a layer that the model does not have");
+  for (const auto* ids : {&sample.chosen(), &sample.lookahead(), &sample.routed()})
+    for (const std::uint32_t id : *ids)
+      if (id >= sample.experts()) return bad("routing sample: an expert that the model does not have");
+  return {};
+}
+
 constexpr std::uint32_t kTierMax = 4;  // gpu-worker/expert_source.h, Tier
 
 }  // namespace
@@ -153,6 +175,8 @@ Result<wire::RoutingSample> decode_sample(std::string_view bytes) {
   STOKER_TRY_VOID(check_layer("lookahead_layer", sample.lookahead_layer()));
   STOKER_TRY_VOID(check_experts("chosen", sample.chosen()));
   STOKER_TRY_VOID(check_experts("lookahead", sample.lookahead()));
+  STOKER_TRY_VOID(check_experts("routed", sample.routed()));
+  STOKER_TRY_VOID(check_shape(sample));
   STOKER_TRY_VOID(check_finite("weights", sample.weights()));
   STOKER_TRY_VOID(check_finite("lookahead_scores", sample.lookahead_scores()));
   if (sample.weights_size() != sample.chosen_size() || sample.tiers_size() != sample.chosen_size())
@@ -168,7 +192,7 @@ Result<wire::HintBatch> decode_hints(std::string_view bytes) {
   STOKER_TRY(wire::HintBatch batch, parse<wire::HintBatch>(bytes, limits::kHintBytes, "hint batch"));
   if (batch.hints_size() > limits::kHintsPerBatch)
     return too_many("hints", static_cast<std::uint64_t>(batch.hints_size()), limits::kHintsPerBatch);
-  STOKER_TRY_VOID(check_layer("deadline_layer", batch.deadline_layer()));
+  STOKER_TRY_VOID(check_process(batch.process()));
   for (const wire::Hint& hint : batch.hints()) {
     STOKER_TRY_VOID(check_layer("hint.layer", hint.layer()));
     if (hint.expert() >= limits::kExperts)

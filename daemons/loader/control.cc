@@ -96,13 +96,17 @@ void Control::receive_hints() {
       if (++malformed_ == 1) log_warn("ignoring malformed hints: " + batch.error().text());
       continue;
     }
+    ++batches_;
     const std::lock_guard lock(mutex_);
     for (const wire::Hint& hint : batch->hints()) {
       if (hint.layer() >= options_.layers || hint.expert() >= options_.experts_per_layer) continue;
       if (inbox_.size() >= kInboxMax) break;
       inbox_.push_back({.expert = ExpertKey{hint.layer() * options_.experts_per_layer + hint.expert()},
                         .confidence = hint.confidence(),
-                        .step = static_cast<std::uint32_t>(batch->step())});
+                        .process = batch->process(),
+                        .step = batch->step(),
+                        .batch = batches_,
+                        .batch_reads = batch->reads_max()});
       any = true;
     }
   }

@@ -52,6 +52,7 @@ class Control {
   std::atomic<bool> stop_requested_{false};
   std::atomic<bool> quit_{false};
   std::uint64_t malformed_ = 0;
+  std::uint32_t batches_ = 0;
   std::mutex mutex_;
   std::vector<LoaderHint> inbox_;  ///< guarded by mutex_
   std::thread thread_;             ///< last: starts when the rest is there

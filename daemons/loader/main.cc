@@ -215,7 +215,9 @@ Result<std::uint64_t> LoaderDaemon::choose_bytes_in_flight() {
 
 Result<void> LoaderDaemon::serve(StopSignals& signals) {
   const ExpertPlan& plan = model_->experts;
-  LoaderOptions options{.hint_share = config_.hint_share, .checksums = {}};
+  LoaderOptions options{.hint_share = config_.hint_share,
+                        .hint_budget = config_.hint_budget.of(machine_memory()),
+                        .checksums = {}};
   STOKER_TRY(options.bytes_in_flight, choose_bytes_in_flight());
   if (!config_.checksums.empty()) {
     STOKER_TRY(options.checksums,

@@ -15,13 +15,18 @@
 #include "daemons/common/notify.h"
 #include "daemons/common/signals.h"
 #include "daemons/common/zmq_socket.h"
-#include "daemons/predictor/predictor_core.h"
+#include "daemons/predictor/sample_reader.h"
 #include "shm/base/clock.h"
 
 namespace stoker {
 namespace {
 
 constexpr Duration kReportEvery = std::chrono::seconds(1);
+
+HintMode mode_of(const std::string& name) {
+  if (name == "on") return HintMode::on;
+  return name == "off" ? HintMode::off : HintMode::automatic;
+}
 
 class Predictor {
  public:
@@ -30,7 +35,8 @@ class Predictor {
  private:
   Predictor(const Config& config, ZmqSocket samples, ZmqSocket hints)
       : report_path_(endpoint::predictor_report(config.run_dir)),
-        core_({.width_max = config.hint_width}),
+        reader_({.horizon = config.hint_horizon,
+                 .restraint = {.mode = mode_of(config.hints), .width = config.hint_width}}),
         samples_(std::move(samples)),
         hints_(std::move(hints)) {}
   Result<void> loop(StopSignals& signals, const Clock& clock);
@@ -38,7 +44,7 @@ class Predictor {
   void write_report();
 
   std::string report_path_;
-  PredictorCore core_;
+  SampleReader reader_;
   ZmqSocket samples_, hints_;
   std::uint64_t malformed_ = 0, unsent_ = 0;
   bool report_failed_ = false;
@@ -61,7 +67,7 @@ Result<int> Predictor::run(const Config& config) {
   STOKER_TRY_VOID(predictor.loop(signals, clock));
   notifier.stopping();
   ::unlink(predictor.report_path_.c_str());
-  log_info("stopping; score " + predictor.core_.json());
+  log_info("stopping; score " + predictor.reader_.json());
   return 0;
 }
 
@@ -89,8 +95,8 @@ Result<void> Predictor::drain() {
       if (++malformed_ == 1) log_warn("ignoring a malformed sample: " + sample.error().text());
       continue;
     }
-    const std::optional<wire::HintBatch> batch = core_.on_sample(*sample);
-    if (!batch) continue;
+    const wire::HintBatch* batch = reader_.on_sample(*sample);
+    if (batch == nullptr) continue;
     const std::string bytes = encode(*batch);
     const std::array<std::string_view, 1> parts{bytes};
     STOKER_TRY(const SendOutcome outcome, hints_.send(parts));
@@ -105,7 +111,7 @@ void Predictor::write_report() {
   {
     std::ofstream out(temporary, std::ios::trunc);
     out << "{\"pid\":" << ::getpid() << ",\"malformed\":" << malformed_ << ",\"unsent\":" << unsent_
-        << ",\"score\":" << core_.json() << "}\n";
+        << ",\"score\":" << reader_.json() << "}\n";
     if (!out.flush()) {
       if (!report_failed_)
         log_warn("cannot write " + temporary + "; status will not show the predictor's score");

@@ -182,8 +182,12 @@ Result<void> WorkerDaemon::serve(StopSignals& signals) {
     STOKER_TRY(ZmqSocket pub,
                ZmqSocket::bind(context, ZmqRole::pub, endpoint::samples(config_.run_dir),
                                {.send_queue = limits::kSampleQueue, .group_access = config_.group_access}));
-    publisher.emplace(std::move(pub), *pool_, checkpoint_->config().layers,
-                      [this] { return source_->step(); });
+    const ModelConfig& model = checkpoint_->config();
+    publisher.emplace(std::move(pub), *pool_, clock_,
+                      RoutingFacts{.layers = model.layers,
+                                   .experts = model.experts,
+                                   .process = source_->process(),
+                                   .step = [this] { return source_->step(); }});
   }
   const SchedulerOptions options = scheduler_options();
   const GenerationRules rules = generation_rules();

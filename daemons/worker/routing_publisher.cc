@@ -4,45 +4,57 @@
 
 namespace stoker {
 
-RoutingPublisher::RoutingPublisher(ZmqSocket socket, const Pool& pool, std::uint32_t layers,
-                                   std::function<std::uint64_t()> step)
-    : socket_(std::move(socket)), pool_(pool), last_layer_(layers - 1), step_(std::move(step)) {}
+RoutingPublisher::RoutingPublisher(ZmqSocket socket, const Pool& pool, const Clock& clock, RoutingFacts facts)
+    : socket_(std::move(socket)), pool_(pool), clock_(clock), facts_(std::move(facts)) {}
+
+wire::RoutingSample& RoutingPublisher::begin(std::uint64_t step, std::uint32_t sequence_id,
+                                             std::uint32_t token) {
+  sample_.Clear();
+  sample_.set_layers(facts_.layers);
+  sample_.set_experts(facts_.experts);
+  sample_.set_process(facts_.process);
+  sample_.set_step(step);
+  sample_.set_sequence(sequence_id);
+  sample_.set_token(token);
+  return sample_;
+}
+
+void RoutingPublisher::on_token(std::uint32_t sequence_id, std::uint32_t token) {
+  // The step gets its number when its first layer begins.
+  begin(facts_.step() + 1, sequence_id, token).set_begins(true);
+  send();
+}
 
 void RoutingPublisher::on_lookahead(const LookaheadEvent& event) {
-  wire::RoutingSample sample;
-  sample.set_step(step_());
-  sample.set_sequence(event.sequence_id);
-  sample.set_token(event.token);
+  wire::RoutingSample& sample = begin(facts_.step(), event.sequence_id, event.token);
   sample.set_lookahead_layer(event.layer);
+  for (const ExpertId expert : event.chosen) sample.add_routed(expert.value);
   for (const ExpertId expert : event.candidates) sample.add_lookahead(expert.value);
   for (const float score : event.scores) sample.add_lookahead_scores(score);
-  send(sample);
+  send();
 }
 
 void RoutingPublisher::on_routing(const RoutingEvent& event) {
-  wire::RoutingSample sample;
-  sample.set_step(step_());
+  wire::RoutingSample& sample = begin(facts_.step(), event.sequence_id, event.token);
   sample.set_layer(event.layer);
-  sample.set_sequence(event.sequence_id);
-  sample.set_token(event.token);
   for (const ExpertId expert : event.chosen) sample.add_chosen(expert.value);
   for (const float weight : event.weights) sample.add_weights(weight);
   for (const Tier tier : event.tiers) sample.add_tiers(static_cast<std::uint32_t>(tier));
-  if (event.layer == last_layer_ && feedback_step_ != sample.step()) {
+  if (event.layer + 1 == facts_.layers && feedback_step_ != sample.step()) {
     feedback_step_ = sample.step();
-    *sample.mutable_feedback() = hint_feedback(pool_.counters());
+    *sample.mutable_feedback() = hint_feedback(pool_.counters(), clock_.now());
   }
-  send(sample);
+  send();
 }
 
-void RoutingPublisher::send(const wire::RoutingSample& sample) {
+void RoutingPublisher::send() {
   bytes_.clear();
-  sample.AppendToString(&bytes_);
+  sample_.AppendToString(&bytes_);
   const std::array<std::string_view, 1> parts{bytes_};
   static_cast<void>(socket_.send(parts));  // samples may be lost; nothing depends on them but speed
 }
 
-wire::HintFeedback hint_feedback(const PoolCounters& counters) {
+wire::HintFeedback hint_feedback(const PoolCounters& counters, Duration now) {
   const auto get = [](const std::atomic<std::uint64_t>& value) {
     return value.load(std::memory_order_relaxed);
   };
@@ -53,6 +65,8 @@ wire::HintFeedback hint_feedback(const PoolCounters& counters) {
   feedback.set_dropped(get(counters.loader.hints_dropped));
   feedback.set_wasted(get(counters.loader.hints_wasted));
   feedback.set_wasted_bytes(get(counters.loader.wasted_bytes));
+  feedback.set_demand_busy_ns(get(counters.loader.demand_busy_ns));
+  feedback.set_now_ns(static_cast<std::uint64_t>(now.count()));
   return feedback;
 }
 

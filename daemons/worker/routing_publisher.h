@@ -6,31 +6,40 @@
 
 #include "daemons/common/zmq_socket.h"
 #include "gpu-worker/decode.h"
+#include "shm/base/clock.h"
 #include "shm/pool.h"
 #include "stoker.pb.h"
 
 namespace stoker {
 
+struct RoutingFacts {
+  std::uint32_t layers = 0, experts = 0;
+  unsigned process = 0;                 ///< the worker's index in the pool
+  std::function<std::uint64_t()> step;  ///< the worker's own count of the step in progress
+};
+
 class RoutingPublisher final : public RoutingObserver {
  public:
-  /// `step` gives the pool's step number of the step in progress; the hints must carry it. `pool` and what
-  /// `step` refers to must outlive the publisher. Used from the engine thread only.
-  RoutingPublisher(ZmqSocket socket, const Pool& pool, std::uint32_t layers,
-                   std::function<std::uint64_t()> step);
+  /// `pool`, `clock` and what `facts.step` refers to must outlive the publisher. Used from the engine thread
+  /// only.
+  RoutingPublisher(ZmqSocket socket, const Pool& pool, const Clock& clock, RoutingFacts facts);
+  void on_token(std::uint32_t sequence_id, std::uint32_t token) override;
   void on_lookahead(const LookaheadEvent& event) override;
   void on_routing(const RoutingEvent& event) override;
 
  private:
-  void send(const wire::RoutingSample& sample);
+  wire::RoutingSample& begin(std::uint64_t step, std::uint32_t sequence_id, std::uint32_t token);
+  void send();
   ZmqSocket socket_;
   const Pool& pool_;
-  std::uint32_t last_layer_;
-  std::function<std::uint64_t()> step_;
+  const Clock& clock_;
+  RoutingFacts facts_;
   std::uint64_t feedback_step_ = 0;  ///< feedback goes out once per step
+  wire::RoutingSample sample_;       ///< reused
   std::string bytes_;                ///< reused
 };
 
 /// The pool's counters as the predictor wants them.
-wire::HintFeedback hint_feedback(const PoolCounters& counters);
+wire::HintFeedback hint_feedback(const PoolCounters& counters, Duration now);
 
 }  // namespace stoker

@@ -49,6 +49,9 @@ class Scheduler::Tally final : public RoutingObserver {
   explicit Tally(RoutingObserver* next) : next_(next) {}
   void members(std::span<Entry* const> members) { members_ = members; }
 
+  void on_token(std::uint32_t sequence_id, std::uint32_t token) override {
+    if (next_ != nullptr) next_->on_token(sequence_id, token);
+  }
   void on_lookahead(const LookaheadEvent& event) override {
     if (next_ != nullptr) next_->on_lookahead(event);
   }

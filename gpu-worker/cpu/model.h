@@ -118,6 +118,7 @@ class CpuModel final : public Model {
   // decode.cc
   void lay_out_rows(Step& step);
   void grow_sequences(Step& step);
+  void announce(const Step& step) const;
   void embed();
   Result<void> run_layers(Step& step);
   void logits(Step& step);
@@ -208,7 +209,7 @@ class CpuModel final : public Model {
   FloatBuffer scratch_;  ///< weight panels, per thread
   std::size_t scratch_stride_ = 0;
   std::vector<float> logits_;
-  std::vector<ExpertId> event_ids_;
+  std::vector<ExpertId> event_ids_, event_chosen_;
   std::vector<Tier> event_tiers_;
   std::vector<float> event_scores_;
   std::vector<std::uint32_t> order_;  ///< look-ahead candidates

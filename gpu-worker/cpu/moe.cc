@@ -112,6 +112,7 @@ void CpuModel::look_ahead(const Step& step, std::size_t layer) {
   if (step.observer == nullptr || options_.lookahead == 0 || step.access != Access::decode) return;
   if (layer + 1 >= weights_.layers.size()) return;
   const std::size_t experts = config_.experts;
+  const std::size_t k = config_.experts_per_token;
   const std::uint32_t count = std::min(options_.lookahead, config_.experts);
   matmul(weights_.layers[layer + 1].moe.router, h_.data(), config_.hidden_size, ahead_.data(), experts,
          rows());
@@ -121,9 +122,12 @@ void CpuModel::look_ahead(const Step& step, std::size_t layer) {
     kernels_.softmax(p, experts);
     choose(p, count, order_.data(), event_scores_.data());
     for (std::uint32_t i = 0; i < count; ++i) event_ids_[i] = ExpertId(static_cast<std::uint16_t>(order_[i]));
+    for (std::size_t i = 0; i < k; ++i)
+      event_chosen_[i] = ExpertId(static_cast<std::uint16_t>(topk_id_[r * k + i]));
     const Segment& segment = step.segments[rows_[r].segment];
     step.observer->on_lookahead({static_cast<std::uint32_t>(layer + 1), segment.sequence_id, rows_[r].token,
-                                 std::span(event_ids_).first(count), std::span(event_scores_).first(count)});
+                                 std::span(event_chosen_).first(k), std::span(event_ids_).first(count),
+                                 std::span(event_scores_).first(count)});
   }
 }
 

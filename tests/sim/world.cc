@@ -105,6 +105,9 @@ void World::start_loader() {
   LoaderOptions options;
   options.bytes_in_flight = plan_->slot_bytes() * (1 + below(6));
   options.hint_share = 0.3;
+  options.hint_budget = below(2) * 3 * plan_->slot_bytes();
+  // One expert may exceed a small share, two may not.
+  hint_bytes_max_ = std::max(plan_->slot_bytes(), options.bytes_in_flight * 3 / 10);
   if (options_.checksums) {
     std::vector<std::byte> slot(plan_->slot_bytes());
     for (std::uint32_t e = 0; e < plan_->expert_count(); ++e) {
@@ -199,7 +202,7 @@ void World::act() {
   } else if (dice < 100) {
     push_hints();
   } else if (dice < 550) {
-    loader_->turn(std::chrono::microseconds(below(2) * 50));
+    turn();
   } else {
     worker_act(workers_[below(3)]);
   }
@@ -221,6 +224,8 @@ void World::worker_act(Worker& worker) {
 void World::begin_event(Worker& worker) {
   pool_->header().step.fetch_add(1);
   const std::uint32_t layer = below(kLayers);
+  auto& progress = pool_->process(worker.index).progress;
+  progress.store(progress_of(step_of_progress(progress.load()) + 1, layer));
   std::vector<std::uint32_t> wanted;
   while (wanted.size() < kTopK) {
     // Squared: some experts are hotter than others.
@@ -279,11 +284,27 @@ void World::let_go(Worker& worker) {
   worker.held.clear();
 }
 
+/// A demand never waits behind a hint that was not in flight before it, nor behind more than their share.
+void World::turn() {
+  const auto& issued = pool_->counters().loader.hints_issued;
+  const std::uint64_t before = issued.load();
+  loader_->turn(std::chrono::microseconds(below(2) * 50));
+  if (loader_->demands_queued() > 0 && issued.load() != before) violate("a hint overtook a demand");
+  if (loader_->hint_bytes_in_flight() > hint_bytes_max_) violate("hints exceed their share");
+}
+
 void World::push_hints() {
   LoaderHint hints[4];
-  for (LoaderHint& h : hints)
-    h = {ExpertKey{below(kLayers * kExpertsPerLayer + 2)}, 0.5F,
-         static_cast<std::uint32_t>(pool_->header().step.load()) + below(3)};
+  for (LoaderHint& h : hints) {
+    const std::uint32_t process = below(3);
+    const std::uint64_t step = step_of_progress(pool_->process(process).progress.load());
+    h = {.expert = ExpertKey{below(kLayers * kExpertsPerLayer + 2)},
+         .confidence = 0.5F,
+         .process = process,
+         .step = step + below(3),
+         .batch = below(5),
+         .batch_reads = 1 + below(4)};
+  }
   report_.hints += std::size(hints);
   loader_->push_hints(hints);
 }

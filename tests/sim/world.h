@@ -72,6 +72,7 @@ class World {
   void poll(Worker& worker);
   void hold(Worker& worker, SlotId slot, ExpertKey expert);
   void let_go(Worker& worker);
+  void turn();
   void push_hints();
   void settle();
   void check();
@@ -93,6 +94,7 @@ class World {
   std::unique_ptr<SimEngine> engine_;
   std::unique_ptr<Preload> preload_;
   std::unique_ptr<Loader> loader_;
+  std::uint64_t hint_bytes_max_ = 0;  ///< that this loader may have in flight
   std::vector<Worker> workers_;
   std::vector<unsigned> unreported_deaths_;  ///< processes that died and that the loader has not heard of
   std::map<std::uint32_t, std::uint32_t> verified_;  ///< slot -> generation whose bytes were checked

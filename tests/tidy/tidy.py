@@ -19,20 +19,21 @@ LINE_MAX = 110
 FUNCTION_MAX = 70
 BLOB_MAX = 1 << 20
 SOURCE = (".h", ".cc", ".cu", ".cuh")
-CODE_FOLDERS = ("shm", "checkpoint", "trace", "io-worker", "gpu-worker", "daemons", "cli")
+CODE_FOLDERS = ("shm", "checkpoint", "predictor", "trace", "io-worker", "gpu-worker", "daemons", "cli")
 
 # Folder -> what it may include of ours, besides itself. The first entry that fits a path counts.
 MAY_INCLUDE = {
     "shm/base": [],
     "shm": [],
     "checkpoint": ["shm/base"],
-    "trace": ["shm", "io-worker"],
+    "predictor": ["shm/base"],
+    "trace": ["shm", "io-worker", "predictor"],
     "io-worker": ["shm", "checkpoint"],
     "gpu-worker": ["shm", "checkpoint"],
     "proto": [],
     "daemons/common": ["shm", "proto", "checkpoint"],
-    "daemons": ["shm", "checkpoint", "io-worker", "gpu-worker", "proto", "daemons/common"],
-    "cli": ["shm", "checkpoint", "trace", "proto", "daemons/common", "gpu-worker/text"],
+    "daemons": ["shm", "checkpoint", "predictor", "io-worker", "gpu-worker", "proto", "daemons/common"],
+    "cli": ["shm", "checkpoint", "predictor", "trace", "proto", "daemons/common", "gpu-worker/text"],
 }
 WIRE_HEADERS = re.compile(r"^(zmq\.hpp|zmq_addon\.hpp|zmq\.h|google/protobuf/.*|.*\.pb\.h)$")
 WIRE_FOLDERS = ("daemons/", "cli/", "tests/", "bench/", "tools/")

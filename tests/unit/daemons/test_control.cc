@@ -51,6 +51,8 @@ TEST_CASE("hints, attach events and stop signals ring the loader's doorbell") {
   auto push = ZmqSocket::connect(*context, ZmqRole::push, dir + "/hints.sock", {.linger_ms = 1000});
   wire::HintBatch batch;
   batch.set_step(77);
+  batch.set_process(2);
+  batch.set_reads_max(5);
   for (const auto& [layer, expert] : {std::pair{3U, 5U}, std::pair{4U, 5U}, std::pair{3U, 8U}}) {
     batch.add_hints()->set_layer(layer);
     batch.mutable_hints()->rbegin()->set_expert(expert);
@@ -67,6 +69,8 @@ TEST_CASE("hints, attach events and stop signals ring the loader's doorbell") {
   REQUIRE(hints.size() == 1);
   CHECK(hints[0].expert.value == 3 * 8 + 5);
   CHECK(hints[0].step == 77);
+  CHECK(hints[0].process == 2);
+  CHECK(hints[0].batch_reads == 5);
   (*control)->take_hints(hints);
   CHECK(hints.empty());
 

@@ -28,6 +28,9 @@ bool refused(const wire::ClientMessage& message, const std::string& names) {
 
 wire::RoutingSample sample() {
   wire::RoutingSample s;
+  s.set_layers(48);
+  s.set_experts(512);
+  s.set_process(2);
   s.set_step(7);
   s.set_layer(3);
   for (std::uint32_t e : {4U, 9U}) {
@@ -116,6 +119,16 @@ TEST_CASE("samples are checked") {
   CHECK(decode_sample(encode(sample())).has_value());
   CHECK(refuses([](auto& s) { s.set_layer(limits::kLayers); }));
   CHECK(refuses([](auto& s) { s.set_lookahead_layer(limits::kLayers); }));
+  CHECK(refuses([](auto& s) { s.set_layer(48); }));
+  CHECK(refuses([](auto& s) { s.set_lookahead_layer(48); }));
+  CHECK(refuses([](auto& s) { s.set_chosen(0, 512); }));
+  CHECK(refuses([](auto& s) { s.add_routed(512); }));
+  CHECK(refuses([](auto& s) { s.set_process(16); }));
+  CHECK(refuses([](auto& s) { s.set_layers(limits::kLayers + 1); }));
+  CHECK(refuses([](auto& s) {
+    s.set_layers(limits::kLayers);
+    s.set_experts(limits::kExperts);
+  }));
   CHECK(refuses([](auto& s) { s.add_chosen(1); }));
   CHECK(refuses([](auto& s) { s.add_lookahead(1); }));
   CHECK(refuses([](auto& s) { s.set_chosen(0, limits::kExperts); }));
@@ -141,6 +154,9 @@ TEST_CASE("hints are checked") {
   hint->set_confidence(std::numeric_limits<float>::quiet_NaN());
   CHECK_FALSE(decode_hints(encode(batch)).has_value());
   hint->set_confidence(0.5F);
+  batch.set_process(16);
+  CHECK_FALSE(decode_hints(encode(batch)).has_value());
+  batch.set_process(15);
   hint->set_expert(limits::kExperts);
   CHECK_FALSE(decode_hints(encode(batch)).has_value());
   hint->set_expert(2);
