@@ -215,7 +215,7 @@ class Bmoe(Mapped):
         _, peak = capped(command, setting.cap, {"BMOE_FORCED_IDS": str(setting.file)})
         with open(rows_file) as lines:
             rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))[1 - a.tokens:]
-        seconds = sum(float(row["wall_ms"]) for row in rows) / 1e3
+        seconds = sum(float(row["wall_ms"]) + float(row["loop_overhead_ms"]) for row in rows) / 1e3
         return {"tokens_per_s": len(rows) / seconds, "peak": peak,
                 "bytes_per_token": sum(float(row["read_bytes"]) for row in rows) / len(rows)}
 

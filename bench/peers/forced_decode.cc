@@ -119,7 +119,7 @@ bool on_node(ggml_tensor* node, bool ask, void* data) {
   constexpr std::string_view kChoice = "ffn_moe_topk-";
   auto& routes = *static_cast<Routes*>(data);
   const std::string_view name = node->name;
-  if (!routes.on || !name.starts_with(kChoice)) return !ask;
+  if (!routes.on || !name.starts_with(kChoice) || name.find(' ') != name.npos) return !ask;
   if (ask) return true;
   routes.out << name.substr(kChoice.size());
   std::vector<std::int32_t> ids(static_cast<std::size_t>(node->ne[0]));
