@@ -26,7 +26,7 @@ import csv
 import json
 import os
 import pathlib
-import statistics
+import signal
 import subprocess
 import sys
 import tempfile
@@ -121,8 +121,12 @@ def capped(command, cap, env=None):
                                  preexec_fn=group.join, env={**os.environ, **(env or {})})
         huge = HugePages(child.pid)
         huge.start()
-        out, err = child.communicate()
-        huge.stopped.set()
+        try:
+            out, err = child.communicate()
+        finally:
+            child.kill()
+            child.wait()
+            huge.stopped.set()
         peak = group.peak()
     if child.returncode != 0:
         sys.exit(f"{command[0]} ended with {child.returncode}: {err.decode(errors='replace')[-2000:]}")
@@ -275,6 +279,7 @@ def parsed():
 
 
 def main():
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that read-ahead and cgroup are put back
     args = parsed()
     engines = [Stoker(args)]
     engines += [kind(args) for kind, program in ((Mapped, args.mmap), (Streaming, args.stream), (Bmoe, args.bmoe)) if program]
