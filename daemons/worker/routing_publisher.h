@@ -19,6 +19,7 @@ class RoutingPublisher final : public RoutingObserver {
                    std::function<std::uint64_t()> step);
   void on_lookahead(const LookaheadEvent& event) override;
   void on_routing(const RoutingEvent& event) override;
+  [[nodiscard]] bool wants_timing() const override { return true; }
 
  private:
   void send(const wire::RoutingSample& sample);

@@ -94,6 +94,9 @@ class CpuModel final : public Model {
     Access access = Access::decode;
     ExpertSource* source = nullptr;
     RoutingObserver* observer = nullptr;
+    bool timed = false;  ///< the observer wants `timing`
+    Duration began{};
+    LayerTiming timing;  ///< of the layer in progress
     StepStats stats;
   };
   /// Work that one expert has in this layer: (row, rank) pairs use(first .. first + count).

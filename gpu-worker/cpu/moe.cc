@@ -12,9 +12,12 @@ namespace stoker {
 Result<void> CpuModel::moe(Step& step, std::size_t layer) {
   route(step, layer);
   collect_uses(step);
+  step.timing = {};
   if (!wanted_.empty()) STOKER_TRY_VOID(serve_experts(step, layer));
   sum_experts(step);
-  if (step.observer != nullptr) report_routing(step, layer);
+  if (step.observer == nullptr) return {};
+  if (step.timed) step.timing.done = clock_.now() - step.began;
+  report_routing(step, layer);
   return {};
 }
 
@@ -117,13 +120,19 @@ void CpuModel::shared_expert(std::size_t layer) {
 /// shared expert use the time.
 Result<void> CpuModel::serve_experts(Step& step, std::size_t layer) {
   step.source->begin(LayerId(static_cast<std::uint16_t>(layer)), wanted_, step.access);
+  if (step.timed) step.timing.demanded = step.timing.landed = clock_.now() - step.began;
   look_ahead(step, layer);
   bool shared_done = false;
   bool wait = false;
   for (;;) {
     const Duration before = wait ? clock_.now() : Duration{};
     STOKER_TRY(const SourceEvent event, step.source->next(wait));
-    if (wait) step.stats.stall += clock_.now() - before;
+    if (wait) {
+      const Duration after = clock_.now();
+      step.stats.stall += after - before;
+      step.timing.stalled += after - before;
+      step.timing.landed = after - step.began;
+    }
     wait = false;
     if (event.kind == SourceEvent::Kind::done) break;
     if (event.kind == SourceEvent::Kind::pending) {
@@ -265,7 +274,7 @@ void CpuModel::report_routing(const Step& step, std::size_t layer) {
     step.observer->on_routing({static_cast<std::uint32_t>(layer), step.segments[row.segment].sequence_id,
                                row.token, row.position, step.access, std::span(event_ids_).first(k),
                                std::span<const float>(topk_weight_.data() + r * k, k),
-                               std::span(event_tiers_).first(k)});
+                               std::span(event_tiers_).first(k), step.timing});
   }
 }
 
