@@ -77,9 +77,8 @@ tl::expected<Session, ExitReport> Session::open(Context& context, Interrupts& in
     context.terminal.note("stoker: the stack in " + options.run_dir + " serves " + session.model_dir_ +
                           "; starting a private one for " + options.stack.model_dir);
   }
-  // A stack of one command leaves nothing behind and starts from nothing, unless somebody said otherwise.
-  if (options.stack.warm_manifest.empty() && settings->origins.count("loader.warm_manifest") == 0)
-    options.stack.warm_manifest = "off";
+  if (options.stack.warm_manifest.empty() && settings->origins.count("loader.warm_manifest") > 0)
+    options.stack.warm_manifest = settings->warm_manifest;
   if (!named_model) options.stack.model_dir = settings->model_dir;
   if (options.stack.model_dir.empty()) {
     return stop(

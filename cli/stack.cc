@@ -66,7 +66,9 @@ bool hear(int control, bool& ready) {
 }
 
 /// The keeper's whole life. Returns its exit code.
-int keep(const StackOptions& options, const std::string& run_dir, int control, const Clock& clock) {
+int keep(StackOptions options, const std::string& run_dir, int control, const Clock& clock) {
+  // Starts from nothing and leaves nothing behind, unless somebody said otherwise.
+  if (options.warm_manifest.empty()) options.warm_manifest = "off";
   SupervisorOptions supervised;
   supervised.children = stack_children(options, run_dir, StackLogs::files, true);
   std::string failure;

@@ -1,7 +1,11 @@
 // `stoker trace record`, `report` and `replay`.
+#include <algorithm>
 #include <array>
+#include <cerrno>
 #include <cmath>
 #include <csignal>
+#include <cstring>
+#include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -14,6 +18,7 @@
 #include "cli/trace_recorder.h"
 #include "gpu-worker/text/tokenizer.h"
 #include "trace/foreign.h"
+#include "trace/html_report.h"
 #include "trace/replay.h"
 #include "trace/statistics.h"
 
@@ -25,7 +30,7 @@ namespace {
 
 struct TraceOptions {
   SessionOptions session;
-  std::string out, text, file;
+  std::string out, text, file, html;
   std::uint32_t window = 512;
   std::uint64_t tokens_max = 0;  ///< 0: until Ctrl-C, or all of the text
   std::vector<std::string> policies{"lru", "lfu-decay", "lfru", "stoker", "belady"};
@@ -279,9 +284,46 @@ tl::expected<Trace, ExitReport> load(const TraceOptions& options, Context& conte
   return *std::move(trace);
 }
 
+bool skips_all(const TraceOptions& options, const Trace& trace) {
+  return options.skip >= trace.tokens.size();
+}
+int report_skip(const Trace& trace) {
+  return report(kUsage, "--skip", "the trace has only " + std::to_string(trace.tokens.size()) + " tokens");
+}
+
+/// Pool sizes for a curve: from a sixteenth to half of the experts.
+std::vector<std::uint32_t> curve_sizes(const TraceOptions& options, const TraceShape& shape) {
+  std::vector<std::uint32_t> sizes = options.slots_per_layer;
+  if (sizes.empty())
+    for (const std::uint32_t sixteenths : {1U, 2U, 3U, 4U, 6U, 8U})
+      sizes.push_back(std::max(1U, shape.experts * sixteenths / 16));
+  std::sort(sizes.begin(), sizes.end());
+  sizes.erase(std::unique(sizes.begin(), sizes.end()), sizes.end());
+  return sizes;
+}
+
+int write_html(const TraceOptions& options, const Trace& trace, Context& context) {
+  if (skips_all(options, trace)) return report_skip(trace);
+  const std::string page =
+      html_report(trace, {.title = "Routing trace " + options.file,
+                          .slots_per_layer = curve_sizes(options, trace.shape),
+                          .per_layer = options.per_layer,
+                          .skip = options.skip,
+                          .progress = [&](const std::string& what) { context.terminal.progress(what); }});
+  context.terminal.clear_progress();
+  errno = 0;
+  std::ofstream file(options.html, std::ios::binary | std::ios::trunc);
+  file << page;
+  file.close();
+  if (!file) return report(kFailure, options.html, std::string("cannot write it: ") + std::strerror(errno));
+  context.terminal.note("stoker: wrote " + options.html);
+  return kOk;
+}
+
 int describe(const TraceOptions& options, Context& context) {
   const auto trace = load(options, context);
   if (!trace) return report(trace.error());
+  if (!options.html.empty()) return write_html(options, *trace, context);
   const auto layers = layer_statistics(*trace);
   const std::string out = options.json ? as_json(*trace, layers).dump() + "\n" : as_markdown(*trace, layers);
   return context.terminal.write_answer(out) ? kOk
@@ -299,8 +341,7 @@ std::vector<std::uint32_t> sizes_of(const TraceOptions& options, const TraceShap
 int replay_all(const TraceOptions& options, Context& context) {
   const auto trace = load(options, context);
   if (!trace) return report(trace.error());
-  if (options.skip >= trace->tokens.size())
-    return report(kUsage, "--skip", "the trace has only " + std::to_string(trace->tokens.size()) + " tokens");
+  if (skips_all(options, *trace)) return report_skip(*trace);
   const auto sizes = sizes_of(options, trace->shape);
   nlohmann::ordered_json json{
       {"file", options.file}, {"tokens", trace->tokens.size()}, {"replays", nlohmann::json::array()}};
@@ -338,6 +379,21 @@ int replay_all(const TraceOptions& options, Context& context) {
                                             : report(kFailure, "stdout", "the result could not be written");
 }
 
+/// What a replay needs besides policies. They make no sense without `needed`, if given.
+void add_cache_options(CLI::App& verb, TraceOptions& options, const std::string& sizes,
+                       CLI::Option* needed = nullptr) {
+  CLI::Option* slots = verb.add_option("--slots-per-layer", options.slots_per_layer,
+                                       "Cache sizes, N[,N...] (default: " + sizes + " of the experts)")
+                           ->delimiter(',')
+                           ->check(CLI::Range(1U, 65535U));
+  CLI::Option* skip = verb.add_option("--skip", options.skip,
+                                      "Tokens at the start that are replayed but not counted (cold start)");
+  CLI::Option* per_layer = verb.add_flag("--per-layer", options.per_layer,
+                                         "Each layer has its own slots, instead of one pool (not stoker)");
+  if (needed == nullptr) return;
+  for (CLI::Option* option : {slots, skip, per_layer}) option->needs(needed);
+}
+
 void add_replay(CLI::App& trace, Action& action) {
   auto options = std::make_shared<TraceOptions>();
   CLI::App* verb = trace.add_subcommand("replay", "Hit rates of cache policies and sizes on a trace");
@@ -345,14 +401,7 @@ void add_replay(CLI::App& trace, Action& action) {
       ->required();
   verb->add_option("--policy", options->policies, "lru, lfu-decay, lfru, stoker, belady (default: all)")
       ->delimiter(',');
-  verb->add_option("--slots-per-layer", options->slots_per_layer,
-                   "Cache sizes, N[,N...] (default: 1/8, 1/4, 1/2)")
-      ->delimiter(',')
-      ->check(CLI::Range(1U, 65535U));
-  verb->add_option("--skip", options->skip,
-                   "Tokens at the start that are replayed but not counted (cold start)");
-  verb->add_flag("--per-layer", options->per_layer,
-                 "Each layer has its own slots, instead of one pool (not stoker)");
+  add_cache_options(*verb, *options, "1/8, 1/4, 1/2");
   verb->add_flag("--json", options->json, "Print JSON");
   verb->callback([options, &action] { action = [options](Context& c) { return replay_all(*options, c); }; });
 }
@@ -384,7 +433,10 @@ void add_trace(CLI::App& app, Action& action) {
   auto options = std::make_shared<TraceOptions>();
   CLI::App* verb = trace->add_subcommand("report", "Per layer: skew, repetition, look-ahead recall");
   verb->add_option("FILE", options->file, "Trace file")->required();
-  verb->add_flag("--json", options->json, "Print JSON");
+  auto* json = verb->add_flag("--json", options->json, "Print JSON");
+  auto* html = verb->add_option("--html", options->html, "Write a page with charts to this file instead");
+  html->excludes(json);
+  add_cache_options(*verb, *options, "1/16, 1/8, 3/16, 1/4, 3/8, 1/2", html);
   verb->callback([options, &action] { action = [options](Context& c) { return describe(*options, c); }; });
 }
 

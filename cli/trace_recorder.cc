@@ -54,6 +54,11 @@ const TraceToken* TraceAssembler::add(const wire::RoutingSample& sample) {
     part.token.weights[at] = sample.weights(static_cast<int>(i));
     part.token.tiers[at] = static_cast<std::uint8_t>(sample.tiers(static_cast<int>(i)));
   }
+  if (sample.has_times()) {
+    const wire::LayerTimes& times = sample.times();
+    part.token.times.resize(shape_.layers);
+    part.token.times[sample.layer()] = {times.demanded(), times.stalled(), times.landed(), times.done()};
+  }
   if (++part.layers < shape_.layers) return nullptr;
   done_ = std::move(part.token);
   parts_.erase({sample.step(), sample.sequence()});

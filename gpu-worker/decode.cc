@@ -12,7 +12,15 @@ namespace stoker {
 Result<StepStats> CpuModel::step(std::span<const Segment> segments, Access access, ExpertSource& source,
                                  RoutingObserver* observer, std::span<SegmentResult> results) {
   const Duration start = clock_.now();
-  Step step{segments, results, access, &source, observer, {}};
+  Step step{.segments = segments,
+            .results = results,
+            .access = access,
+            .source = &source,
+            .observer = observer,
+            .timed = observer != nullptr && observer->wants_timing(),
+            .began = start,
+            .timing = {},
+            .stats = {}};
   lay_out_rows(step);
   grow_sequences(step);
   announce(step);

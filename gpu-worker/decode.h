@@ -61,6 +61,15 @@ struct StepStats {
   Duration total{};
 };
 
+/// When one layer's experts were served; all but `stalled` since the step began. Taken only when an
+/// observer wants it: two looks at the clock per layer, and one per wait.
+struct LayerTiming {
+  Duration demanded{};  ///< misses were with the loader
+  Duration stalled{};   ///< time in ExpertSource::next(wait=true)
+  Duration landed{};    ///< the last wait was over; = demanded if there was none
+  Duration done{};      ///< outputs summed
+};
+
 /// What the router chose for one row in one layer; valid during the call only.
 struct RoutingEvent {
   std::uint32_t layer = 0, sequence_id = 0, token = 0, position = 0;
@@ -68,6 +77,7 @@ struct RoutingEvent {
   std::span<const ExpertId> chosen;  ///< by descending weight (rank order)
   std::span<const float> weights;
   std::span<const Tier> tiers;  ///< parallel to chosen
+  LayerTiming timing;           ///< of the layer: the same for all rows of the step
 };
 struct LookaheadEvent {
   std::uint32_t layer = 0;  ///< the layer the candidates are for
@@ -86,6 +96,8 @@ class RoutingObserver {
   virtual void on_lookahead(const LookaheadEvent& event) = 0;
   /// Called once per row and layer, after the layer's experts have all been served.
   virtual void on_routing(const RoutingEvent& event) = 0;
+  /// False: RoutingEvent::timing stays empty, and the clock is not looked at for it. Asked once per step.
+  [[nodiscard]] virtual bool wants_timing() const { return false; }
 };
 
 class Model {

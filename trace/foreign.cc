@@ -174,15 +174,14 @@ Result<Trace> parse_csv(std::string_view bytes) {
       return corrupt("line " + std::to_string(number_of_line) + ": not a row of a routing trace");
     }
   }
-  if (!table)
-    return corrupt("neither STRACE1, MTRC1 nor a CSV with columns that are known (trace/foreign.h)");
+  if (!table) return corrupt("neither STRACE, MTRC1 nor a CSV with columns that are known (trace/foreign.h)");
   return table->trace();
 }
 
 }  // namespace
 
 Result<Trace> parse_any_trace(std::string_view bytes) {
-  if (bytes.starts_with("STRACE1\n")) return parse_trace(bytes);
+  if (bytes.starts_with("STRACE1\n") || bytes.starts_with("STRACE2\n")) return parse_trace(bytes);
   if (bytes.starts_with(kMtrcMagic)) return parse_mtrc(bytes);
   return parse_csv(bytes);
 }

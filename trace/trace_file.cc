@@ -5,13 +5,15 @@
 #include <cmath>
 #include <cstring>
 #include <sstream>
+#include <type_traits>
 
 namespace stoker {
 namespace {
 
 static_assert(std::endian::native == std::endian::little, "fields are copied as they lie in memory");
 
-constexpr std::string_view kMagic = "STRACE1\n";
+constexpr std::string_view kMagic = "STRACE2\n", kMagicBefore = "STRACE1\n";  // as long as each other
+static_assert(sizeof(LayerTimes) == 16 && std::is_trivially_copyable_v<LayerTimes>);
 constexpr std::size_t kHeaderBytes = 8 + 4 * 4 + 8;
 constexpr std::uint32_t kLayersMax = 1U << 12, kExpertsMax = 1U << 16, kPerLayerMax = 256;
 constexpr std::uint8_t kTierMax = 4;
@@ -40,8 +42,9 @@ struct Cursor {
   }
 };
 
-std::size_t record_bytes(const TraceShape& s) {
-  return 16 + std::size_t{s.layers} * (std::size_t{s.top_k} * 7 + std::size_t{s.candidates} * 2);
+std::size_t record_bytes(const TraceShape& s, bool timed) {
+  const std::size_t times = timed ? sizeof(LayerTimes) : 0;
+  return 16 + std::size_t{s.layers} * (std::size_t{s.top_k} * 7 + std::size_t{s.candidates} * 2 + times);
 }
 
 Result<TraceShape> take_shape(Cursor& cursor) {
@@ -73,6 +76,9 @@ Result<void> check(const TraceShape& shape, const TraceToken& token, std::size_t
     if (!std::isfinite(weight)) return bad("a weight is not a finite number");
   for (const std::uint8_t tier : token.tiers)
     if (tier > kTierMax) return bad("tier " + std::to_string(tier) + " is impossible");
+  for (const LayerTimes& t : token.times)
+    for (const float time : {t.demanded, t.stalled, t.landed, t.done})
+      if (!(time >= 0) || !std::isfinite(time)) return bad("a time is not a duration");
   return {};
 }
 
@@ -111,6 +117,9 @@ Result<void> TraceWriter::append(const TraceToken& token) {
   put(record_, token.weights);
   put(record_, token.tiers);
   put(record_, token.candidates);
+  times_ = token.times;
+  times_.resize(shape_.layers);
+  put(record_, times_);
   file_ << record_;
   if (!file_) return fail(Errc::io, errno_text(path_));
   return {};
@@ -123,15 +132,16 @@ Result<void> TraceWriter::close() {
 }
 
 Result<Trace> parse_trace(std::string_view bytes) {
-  if (bytes.size() < kHeaderBytes || !bytes.starts_with(kMagic)) {
-    return fail(Errc::corrupt, "not a routing trace: it does not begin with STRACE1 and a header of " +
+  const bool timed = bytes.starts_with(kMagic);
+  if (bytes.size() < kHeaderBytes || (!timed && !bytes.starts_with(kMagicBefore))) {
+    return fail(Errc::corrupt, "not a routing trace: it does not begin with STRACE1 or 2 and a header of " +
                                    std::to_string(kHeaderBytes) + " bytes");
   }
   Cursor cursor{bytes.substr(kMagic.size())};
   Trace trace;
   trace.tiers_known = true;
   STOKER_TRY(trace.shape, take_shape(cursor));
-  const std::size_t size = record_bytes(trace.shape);
+  const std::size_t size = record_bytes(trace.shape, timed);
   trace.bytes_ignored = cursor.left.size() % size;
   trace.tokens.reserve(cursor.left.size() / size);
   while (cursor.left.size() >= size) {
@@ -143,6 +153,8 @@ Result<Trace> parse_trace(std::string_view bytes) {
     cursor.take(token.weights);
     cursor.take(token.tiers);
     cursor.take(token.candidates);
+    if (timed) token.times.resize(trace.shape.layers);
+    cursor.take(token.times);
     STOKER_TRY_VOID(check(trace.shape, token, trace.tokens.size()));
     trace.tokens.push_back(std::move(token));
   }

@@ -1,9 +1,11 @@
 // Routing traces: what the router chose, token by token, for tools that replay or describe it.
 //
-// File, little endian: char[8] "STRACE1\n"; u32 layers, experts, top_k, candidates; u64 expert_bytes; then
+// File, little endian: char[8] "STRACE2\n"; u32 layers, experts, top_k, candidates; u64 expert_bytes; then
 // one record of fixed size per decoded token, in the order of decoding:
 //   u64 step; u32 sequence, token; u16 chosen[layers][top_k]; f32 weights[layers][top_k];
-//   u8 tiers[layers][top_k]; u16 candidates[layers][candidates]
+//   u8 tiers[layers][top_k]; u16 candidates[layers][candidates];
+//   f32 times[layers][4]: demanded, stalled, landed, done (struct LayerTimes); all 0 = not known
+// "STRACE1\n", which is still read, has no times.
 #pragma once
 
 #include <cstdint>
@@ -27,6 +29,15 @@ struct TraceShape {
 /// Absent candidate (all of layer 0: nothing looks ahead to it).
 inline constexpr std::uint16_t kNoExpert = 0xFFFF;
 
+/// When one layer's experts were served, in microseconds; all but `stalled` since the token's step began.
+struct LayerTimes {
+  float demanded = 0;  ///< misses were with the loader
+  float stalled = 0;   ///< waited for weights
+  float landed = 0;    ///< the last wait was over; = demanded if there was none
+  float done = 0;      ///< the layer's output was there
+  bool operator==(const LayerTimes&) const = default;
+};
+
 /// One token's way through the model. Vectors are [layers][top_k], by descending weight, or
 /// [layers][candidates], best first.
 struct TraceToken {
@@ -37,6 +48,7 @@ struct TraceToken {
   std::vector<float> weights;
   std::vector<std::uint8_t> tiers;  ///< Tier of gpu-worker/expert_source.h: 0 vram .. 4 disk, late hint
   std::vector<std::uint16_t> candidates;
+  std::vector<LayerTimes> times;  ///< by layer; empty: the file has none
 
   static TraceToken sized(const TraceShape& shape);
 };
@@ -61,6 +73,7 @@ class TraceWriter {
   TraceShape shape_;
   std::ofstream file_;
   std::string record_;
+  std::vector<LayerTimes> times_;  ///< reused
 };
 
 /// Errc::corrupt names what is wrong and where; every id is below shape.experts afterwards.

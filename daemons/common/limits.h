@@ -44,6 +44,8 @@ inline constexpr std::uint32_t kExperts = 1U << 16;
 inline constexpr std::uint64_t kExpertsOfModel = 1U << 18;
 /// Experts chosen or guessed for one token in one layer (published models: at most 22).
 inline constexpr int kExpertsPerSample = 256;
+/// A step that waits for a loader to come back may take a day (worker.loader_wait), per layer.
+inline constexpr float kStepMicroseconds = 1e15F;
 /// One layer of the largest model, all of it.
 inline constexpr int kHintsPerBatch = 1 << 12;
 

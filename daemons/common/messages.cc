@@ -185,6 +185,9 @@ Result<wire::RoutingSample> decode_sample(std::string_view bytes) {
     return bad("routing sample: lookahead and its scores differ in length");
   for (std::uint32_t tier : sample.tiers())
     if (tier > kTierMax) return bad("tiers: " + std::to_string(tier) + " is not a tier");
+  const wire::LayerTimes& times = sample.times();
+  for (const float time : {times.demanded(), times.stalled(), times.landed(), times.done()})
+    if (!(time >= 0 && time < limits::kStepMicroseconds)) return bad("times: not a duration of a step");
   return sample;
 }
 

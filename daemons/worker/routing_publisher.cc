@@ -4,6 +4,18 @@
 
 namespace stoker {
 
+namespace {
+wire::LayerTimes layer_times(const LayerTiming& timing) {
+  const auto microseconds = [](Duration d) { return static_cast<float>(1e6 * seconds(d)); };
+  wire::LayerTimes times;
+  times.set_demanded(microseconds(timing.demanded));
+  times.set_stalled(microseconds(timing.stalled));
+  times.set_landed(microseconds(timing.landed));
+  times.set_done(microseconds(timing.done));
+  return times;
+}
+}  // namespace
+
 RoutingPublisher::RoutingPublisher(ZmqSocket socket, const Pool& pool, const Clock& clock, RoutingFacts facts)
     : socket_(std::move(socket)), pool_(pool), clock_(clock), facts_(std::move(facts)) {}
 
@@ -40,6 +52,7 @@ void RoutingPublisher::on_routing(const RoutingEvent& event) {
   for (const ExpertId expert : event.chosen) sample.add_chosen(expert.value);
   for (const float weight : event.weights) sample.add_weights(weight);
   for (const Tier tier : event.tiers) sample.add_tiers(static_cast<std::uint32_t>(tier));
+  *sample.mutable_times() = layer_times(event.timing);
   if (event.layer + 1 == facts_.layers && feedback_step_ != sample.step()) {
     feedback_step_ = sample.step();
     *sample.mutable_feedback() = hint_feedback(pool_.counters(), clock_.now());

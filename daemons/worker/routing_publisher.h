@@ -26,6 +26,7 @@ class RoutingPublisher final : public RoutingObserver {
   void on_token(std::uint32_t sequence_id, std::uint32_t token) override;
   void on_lookahead(const LookaheadEvent& event) override;
   void on_routing(const RoutingEvent& event) override;
+  [[nodiscard]] bool wants_timing() const override { return true; }
 
  private:
   wire::RoutingSample& begin(std::uint64_t step, std::uint32_t sequence_id, std::uint32_t token);

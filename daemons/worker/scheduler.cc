@@ -60,6 +60,7 @@ class Scheduler::Tally final : public RoutingObserver {
       if (entry->sequence_id == event.sequence_id) count(entry->stats, event.tiers);
     if (next_ != nullptr) next_->on_routing(event);
   }
+  [[nodiscard]] bool wants_timing() const override { return next_ != nullptr && next_->wants_timing(); }
 
  private:
   static void count(wire::Stats& stats, std::span<const Tier> tiers) {

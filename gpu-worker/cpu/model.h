@@ -98,6 +98,9 @@ class CpuModel final : public Model {
     Access access = Access::decode;
     ExpertSource* source = nullptr;
     RoutingObserver* observer = nullptr;
+    bool timed = false;  ///< the observer wants `timing`
+    Duration began{};
+    LayerTiming timing;  ///< of the layer in progress
     StepStats stats;
   };
   /// Work that one expert has in this layer: (row, rank) pairs use(first .. first + count).
@@ -157,6 +160,7 @@ class CpuModel final : public Model {
   void shared_expert(std::size_t layer);
   Result<void> serve_experts(Step& step, std::size_t layer);
   Result<SourceEvent::Kind> take_ready(Step& step, bool wait);
+  void count_stall(Step& step, const SourceEvent& event, Duration before) const;
   [[nodiscard]] ExpertMatrices matrices_of(const LeasedExpert& expert) const;
   template <class Body>
   void for_rows_of_batch(std::uint32_t rows, std::size_t grain, const Body& body);

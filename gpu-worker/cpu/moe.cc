@@ -29,20 +29,17 @@ void count_tier(StepStats& stats, Tier tier) {
   }
 }
 
-void count_stall(StepStats& stats, const SourceEvent& event, Duration waited) {
-  stats.stall += waited;
-  if (event.kind == SourceEvent::Kind::leased && event.leased.tier == Tier::disk_late_hint)
-    stats.stall_late_hint += waited;
-}
-
 }  // namespace
 
 Result<void> CpuModel::moe(Step& step, std::size_t layer) {
   route(step, layer);
   collect_uses(step);
+  step.timing = {};
   if (!wanted_.empty()) STOKER_TRY_VOID(serve_experts(step, layer));
   sum_experts(step);
-  if (step.observer != nullptr) report_routing(step, layer);
+  if (step.observer == nullptr) return {};
+  if (step.timed) step.timing.done = clock_.now() - step.began;
+  report_routing(step, layer);
   return {};
 }
 
@@ -149,6 +146,7 @@ void CpuModel::shared_expert(std::size_t layer) {
 /// shared expert use the time. Nothing waits while leases are held.
 Result<void> CpuModel::serve_experts(Step& step, std::size_t layer) {
   step.source->begin(LayerId(static_cast<std::uint16_t>(layer)), wanted_, step.access);
+  if (step.timed) step.timing.demanded = step.timing.landed = clock_.now() - step.began;
   look_ahead(step, layer);
   bool shared_done = false;
   bool wait = false;
@@ -174,6 +172,16 @@ Result<void> CpuModel::serve_experts(Step& step, std::size_t layer) {
   return {};
 }
 
+/// The wait that began at `before` ended with `event`.
+void CpuModel::count_stall(Step& step, const SourceEvent& event, Duration before) const {
+  const Duration now = clock_.now();
+  step.stats.stall += now - before;
+  if (event.kind == SourceEvent::Kind::leased && event.leased.tier == Tier::disk_late_hint)
+    step.stats.stall_late_hint += now - before;
+  step.timing.stalled += now - before;
+  step.timing.landed = now - step.began;
+}
+
 /// Fills ready_ with what can be computed now, as much as one batch takes. With `wait`, waits for the first.
 /// Returns why it stopped: leased = the batch is full.
 Result<SourceEvent::Kind> CpuModel::take_ready(Step& step, bool wait) {
@@ -182,7 +190,7 @@ Result<SourceEvent::Kind> CpuModel::take_ready(Step& step, bool wait) {
   while (ready_.size() < kExpertBatch && pairs + rows() <= pairs_max_) {
     const Duration before = wait ? clock_.now() : Duration{};
     STOKER_TRY(const SourceEvent event, step.source->next(wait));
-    if (wait) count_stall(step.stats, event, clock_.now() - before);
+    if (wait) count_stall(step, event, before);
     wait = false;
     if (event.kind == SourceEvent::Kind::failed) {
       fail_expert(step, event.expert, event.error);
@@ -325,7 +333,7 @@ void CpuModel::report_routing(const Step& step, std::size_t layer) {
     step.observer->on_routing({static_cast<std::uint32_t>(layer), step.segments[row.segment].sequence_id,
                                row.token, row.position, step.access, std::span(event_ids_).first(k),
                                std::span<const float>(topk_weight_.data() + r * k, k),
-                               std::span(event_tiers_).first(k)});
+                               std::span(event_tiers_).first(k), step.timing});
   }
 }
 

@@ -4,6 +4,7 @@ perplexity on held-out text, greedy answers, and a routing trace that shows a ro
 
 import json
 import sys
+from xml.etree import ElementTree
 
 import harness
 from cli_rig import REPOSITORY, Rig
@@ -77,6 +78,51 @@ def replayed(rig, work):
     print(f"replay: {100 * replay['hit_rate']:.1f} % hits, the engine counted {100 * engine:.1f} %", flush=True)
 
 
+TOY = """event_index,scheduler_step,layer,requested_experts,misses,hits
+0,0,0,0 1,2,0
+1,0,1,0 1,2,0
+2,1,0,0 2,1,1
+3,1,1,0 2,1,1
+4,2,0,0 1,1,1
+5,2,1,0 1,1,1
+"""
+
+
+def html(rig, path, timed, *replay):
+    """The page of `trace report --html`: XML, nothing from elsewhere, the numbers of `trace replay`."""
+    page = rig.work / "report.html"
+    output(rig, "trace", "report", path, "--html", page, *replay)
+    text = page.read_text()
+    root = ElementTree.fromstring(text)
+    name = "{http://www.w3.org/1999/xhtml}"
+    rows = root.find(f".//{name}table[@id='hit-rates']").findall(f"{name}tr")[1:]
+    shown = {row.find(f"{name}th").text: [(int(cell.get("data-hits")), int(cell.get("data-misses")), cell.text.strip())
+                                          for cell in row.findall(f"{name}td")] for row in rows}
+    want = {}
+    for r in json.loads(output(rig, "trace", "replay", path, "--json", *replay))["replays"]:
+        want.setdefault(r["policy"], []).append((r["hits"], r["misses"], f"{100 * r['hit_rate']:.1f}"))
+    expect(shown == want and len(want) == 5, f"the page shows {shown}, the replay says {want}")
+    tags = {element.tag.rsplit("}", 1)[-1] for element in root.iter()}
+    expect(not tags & {"script", "link", "img", "iframe", "object"}, f"{tags}")
+    outside = [v for e in root.iter() for k, v in e.attrib.items() if "://" in v or k in ("src", "href")]
+    expect(not outside and "url(" not in text, f"not self-contained: {outside}")
+    expect(("no timings" in text) != timed and ("The slowest step" in text) == timed, f"timings: {text[-600:]}")
+    expect(len(text) < 1_000_000, f"{len(text)} bytes")
+    return len(text)
+
+
+def pages(rig):
+    size = html(rig, rig.work / "small.trace", True, "--slots-per-layer", "8,16,24", "--skip", 100)
+    toy = rig.work / "toy & <odd>.csv"
+    toy.write_text(TOY)
+    html(rig, toy, False, "--slots-per-layer", "2", "--per-layer")
+    done = rig.run("trace", "report", toy, "--html", rig.work / "missing" / "x.html")
+    expect(done.code == 1 and "missing/x.html" in done.err, f"a page that cannot be written: {done}")
+    expect(rig.run("trace", "report", toy, "--skip", 1).code == 2, "--skip without --html")
+    expect(rig.run("trace", "report", toy, "--html", rig.work / "x.html", "--skip", 3).code == 2, "--skip of all")
+    print(f"report --html: well-formed, self-contained, the replay's numbers; {size} bytes with timings", flush=True)
+
+
 def test(args, work):
     rig = Rig(args.bin, work)
     expect(rig.run("verify", MODEL).code == 0, "stoker verify models/demo")
@@ -85,6 +131,7 @@ def test(args, work):
     greedy(rig, want)
     trace(rig, rig.work)
     replayed(rig, rig.work)
+    pages(rig)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ wire::RoutingSample sample() {
   s.set_lookahead_layer(4);
   s.add_lookahead(11);
   s.add_lookahead_scores(0.25F);
+  s.mutable_times()->set_done(1.5F);
   return s;
 }
 
@@ -133,6 +134,8 @@ TEST_CASE("samples are checked") {
   CHECK(refuses([](auto& s) { s.add_lookahead(1); }));
   CHECK(refuses([](auto& s) { s.set_chosen(0, limits::kExperts); }));
   CHECK(refuses([](auto& s) { s.set_tiers(0, 5); }));
+  CHECK(refuses([](auto& s) { s.mutable_times()->set_stalled(-1); }));
+  CHECK(refuses([](auto& s) { s.mutable_times()->set_done(std::numeric_limits<float>::quiet_NaN()); }));
   CHECK(refuses([](auto& s) { s.set_weights(0, std::numeric_limits<float>::infinity()); }));
   CHECK(refuses([](auto& s) {
     for (int i = 0; i < 300; ++i) {

@@ -330,6 +330,44 @@ TEST_CASE("look-ahead goes out before misses are waited for; decode only") {
   for (const Tier t : order.tiers) CHECK(t == Tier::disk);
 }
 
+TEST_CASE("a layer's timing is in order, for observers that want it") {
+  TinyModel tiny(t0_config(), {});
+  auto model = tiny.load({});
+  struct Times final : RoutingObserver {
+    bool wants = true;
+    std::vector<LayerTiming> layers;
+    void on_lookahead(const LookaheadEvent&) override {}
+    void on_routing(const RoutingEvent& e) override { layers.push_back(e.timing); }
+    [[nodiscard]] bool wants_timing() const override { return wants; }
+  };
+  for (const unsigned resident : {0U, 100U}) {
+    MemorySource source(tiny);
+    source.resident_percent = resident;
+    auto sequence = model->new_sequence();
+    const std::uint32_t token = 1;
+    const Segment segment{sequence.get(), 1, {&token, 1}, Segment::Logits::last};
+    SegmentResult result;
+    Times times;
+    const auto stats = model->step({&segment, 1}, Access::decode, source, &times, {&result, 1});
+    REQUIRE(stats);
+    REQUIRE(times.layers.size() == 4);
+    Duration before{}, stalled{};
+    for (const LayerTiming& t : times.layers) {
+      CHECK((before < t.demanded && t.demanded <= t.landed && t.landed <= t.done));
+      CHECK(t.stalled <= t.landed - t.demanded);
+      CHECK((t.stalled > Duration{}) == (resident == 0));
+      before = t.done;
+      stalled += t.stalled;
+    }
+    CHECK(stalled == stats->stall);
+    CHECK(before <= stats->total);
+    times = {};
+    times.wants = false;
+    REQUIRE(model->step({&segment, 1}, Access::decode, source, &times, {&result, 1}));
+    for (const LayerTiming& t : times.layers) CHECK((t.demanded == Duration{} && t.done == Duration{}));
+  }
+}
+
 TEST_CASE("bad weights are refused at load, by name") {
   const SteadyClock clock;
   const auto message = [&](TinyModel& tiny) {

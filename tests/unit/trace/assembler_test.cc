@@ -66,6 +66,21 @@ TEST_CASE("tokens of several sequences in one step; a lost layer loses its token
   CHECK(assembler.incomplete() == 1);
 }
 
+TEST_CASE("times are taken where they come; a worker that sends none gives none") {
+  TraceAssembler assembler(kShape);
+  for (std::uint32_t layer = 0; layer < 3; ++layer) {
+    wire::RoutingSample sample = routing(5, layer);
+    sample.mutable_times()->set_demanded(1 + 10.0F * static_cast<float>(layer));
+    sample.mutable_times()->set_done(9 + 10.0F * static_cast<float>(layer));
+    const TraceToken* token = assembler.add(sample);
+    if (layer < 2) continue;
+    REQUIRE(token != nullptr);
+    CHECK(token->times == std::vector<LayerTimes>{{1, 0, 0, 9}, {11, 0, 0, 19}, {21, 0, 0, 29}});
+  }
+  for (std::uint32_t layer = 0; layer < 2; ++layer) assembler.add(routing(6, layer));
+  CHECK(assembler.add(routing(6, 2))->times.empty());
+}
+
 TEST_CASE("samples of another model are not taken") {
   TraceAssembler assembler(kShape);
   wire::RoutingSample wide = routing(1, 0);

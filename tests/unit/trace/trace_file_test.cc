@@ -22,6 +22,7 @@ TraceToken token(std::uint32_t id) {
   t.weights = {0.75F, 0.25F, 0.5F, 0.5F};
   t.tiers = {1, 2, 3, 4};
   t.candidates = {kNoExpert, kNoExpert, kNoExpert, 7, 5, 0};
+  t.times = {{10, 0, 10, 15}, {20, 5.5F, 30, 31}};
   return t;
 }
 
@@ -58,7 +59,7 @@ TEST_CASE("a trace comes back as it was written") {
   const TraceToken want = token(2);
   CHECK((t.step == want.step && t.sequence == want.sequence && t.token == want.token));
   CHECK((t.chosen == want.chosen && t.weights == want.weights && t.tiers == want.tiers));
-  CHECK(t.candidates == want.candidates);
+  CHECK((t.candidates == want.candidates && t.times == want.times));
 }
 
 TEST_CASE("a record that was cut short is left out and counted; the rest is read") {
@@ -67,7 +68,7 @@ TEST_CASE("a record that was cut short is left out and counted; the rest is read
   const auto trace = parse_trace(std::string_view(bytes).substr(0, bytes.size() - 5));
   REQUIRE(trace);
   CHECK(trace->tokens.size() == 1);
-  CHECK(trace->bytes_ignored == 16 + 2 * (2 * 7 + 3 * 2) - 5);
+  CHECK(trace->bytes_ignored == 16 + 2 * (2 * 7 + 3 * 2 + 16) - 5);
 }
 
 TEST_CASE("what cannot be a trace is refused with the reason") {
@@ -83,14 +84,37 @@ TEST_CASE("what cannot be a trace is refused with the reason") {
   CHECK(refused(8, std::string(4, '\0'), "0 layers"));
   CHECK(refused(8, std::string(4, '\xff'), "impossible shape"));
   CHECK(refused(16, std::string("\x09\0\0\0", 4), "top 9"));
-  CHECK(refused(48, std::string("\x08\0", 2), "expert 8"));            // first chosen
-  CHECK(refused(56, std::string("\0\0\x80\x7f", 4), "not a finite"));  // first weight: infinity
-  CHECK(refused(72, std::string("\x05", 1), "tier 5"));                // first tier
-  CHECK(refused(82, std::string("\x08\0", 2), "candidate 8"));         // first candidate of layer 1
-  CHECK(refused(0, good.substr(0, 8), "nothing") == false);            // unchanged: accepted
+  CHECK(refused(48, std::string("\x08\0", 2), "expert 8"));              // first chosen
+  CHECK(refused(56, std::string("\0\0\x80\x7f", 4), "not a finite"));    // first weight: infinity
+  CHECK(refused(72, std::string("\x05", 1), "tier 5"));                  // first tier
+  CHECK(refused(82, std::string("\x08\0", 2), "candidate 8"));           // first candidate of layer 1
+  CHECK(refused(88, std::string("\0\0\x80\xbf", 4), "not a duration"));  // first time: -1
+  CHECK(refused(88, std::string("\0\0\xc0\x7f", 4), "not a duration"));  // NaN
+  CHECK(refused(0, good.substr(0, 8), "nothing") == false);              // unchanged: accepted
   CHECK_FALSE(parse_trace("STRACE1\n"));
   const auto missing = read_trace("/nonexistent/trace");
   REQUIRE_FALSE(missing);
   CHECK(missing.error().code == Errc::missing);
   CHECK(missing.error().message.find("/nonexistent/trace") != std::string::npos);
+}
+
+TEST_CASE("version 1, without times, is still read; a token without times is written with zeros") {
+  const File file;
+  std::string bytes = written(file, 2);
+  constexpr std::size_t kHeader = 32, kTimes = 2 * 16;
+  const std::size_t record = (bytes.size() - kHeader) / 2;
+  bytes.erase(kHeader + 2 * record - kTimes, kTimes).erase(kHeader + record - kTimes, kTimes)[6] = '1';
+  const auto before = parse_trace(bytes);
+  REQUIRE(before);
+  REQUIRE(before->tokens.size() == 2);
+  CHECK(before->tokens[1].times.empty());
+  CHECK(before->tokens[1].candidates == token(1).candidates);
+
+  auto writer = TraceWriter::create(file.path, kShape);
+  REQUIRE(writer);
+  REQUIRE(writer->append(before->tokens[0]));
+  REQUIRE(writer->close());
+  const auto again = read_trace(file.path);
+  REQUIRE(again);
+  CHECK(again->tokens[0].times == std::vector<LayerTimes>(2));
 }
