@@ -217,7 +217,11 @@ TEST_CASE("hints go first") {
   Rig rig;
   rig.preload(50);
   rig.run(3ms);
-  const std::vector<LoaderHint> hints{{ExpertKey{55}, 1, 1}, {ExpertKey{56}, 1, 1}, {ExpertKey{57}, 1, 1}};
+  std::vector<LoaderHint> hints(3);
+  for (std::uint32_t i = 0; i < 3; ++i) {
+    hints[i].expert = ExpertKey{55 + i};
+    hints[i].step = 1;
+  }
   rig.loader->push_hints(hints);
   const std::size_t submitted = rig.engine->offsets.size();
   rig.run(10ms);
