@@ -6,14 +6,16 @@ stall (median, min-max, and the median of the pairs' ratios); what was read; and
 experts that were not resident at 10, 16, 24 guesses, precision, state). Standard library only.
 
     bench/hints.py --bin build/release/bin --model DIR [--ids FILE | --text FILE] [--fractions 0.12,0.25]
-                   [--tokens 64] [--warm 96] [--repeats 5] [--json FILE]
+                   [--tokens 64] [--warm 96] [--repeats 5] [--hints on|auto] [--json FILE]
 
 --ids: token ids to decode, separated by commas (default: routing_tokens.txt of a synthetic checkpoint);
+--hints auto: as shipped, where the first 256 steps are a trial; give --warm 300 or more. Default on: always.
 --text: a text, tokenised with the model's own tokenizer. For models/demo: --text models/demo/heldout.txt.
 """
 
 import argparse
 import json
+import os
 import pathlib
 import statistics
 import subprocess
@@ -111,15 +113,17 @@ def main():
     p.add_argument("--tokens", type=int, default=64)
     p.add_argument("--warm", type=int, default=96)
     p.add_argument("--repeats", type=int, default=5)
+    p.add_argument("--hints", choices=("on", "auto"), default="on")
     p.add_argument("--json", help="also append raw results to this file, one line per run")
     args = p.parse_args()
+    os.environ["STOKER_PREDICTOR_HINTS"] = args.hints
     model = pathlib.Path(args.model)
     config = json.loads((model / "config.json").read_text())
     ids = token_ids(args, model)
     with tempfile.TemporaryDirectory(prefix="stoker-bench-") as work:
         results = {f: measure(args, model, config, ids, f, pathlib.Path(work))
                    for f in (float(x) for x in args.fractions.split(","))}
-    print(f"{args.repeats} interleaved pairs, {args.tokens} forced tokens after {args.warm}; median (min-max); "
+    print(f"{args.repeats} interleaved pairs, {args.tokens} forced tokens after {args.warm}, hints {args.hints}; median (min-max); "
           "recall and precision include the warming up\n")
     print_times(results)
     print_reads(results)

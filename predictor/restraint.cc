@@ -128,16 +128,10 @@ std::uint32_t Restraint::width() const {
   return state_ == State::on || with_hints() ? options_.width : 0;
 }
 
-const char* name_of(Restraint::State state) {
-  switch (state) {
-    case Restraint::State::on:
-      return "on";
-    case Restraint::State::probing:
-      return "probing";
-    case Restraint::State::retreated:
-      return "retreated";
-  }
-  return "";
+const char* Restraint::state_name() const {
+  if (options_.mode == HintMode::off) return "off";
+  if (options_.mode == HintMode::on || state_ == State::on) return "on";
+  return state_ == State::probing ? "probing" : "retreated";
 }
 
 }  // namespace stoker

@@ -59,6 +59,8 @@ class Restraint {
   void on_step(std::uint32_t process, std::uint64_t step, const HintCounters& counters);
 
   [[nodiscard]] State state() const { return state_; }
+  /// "on", "probing", "retreated"; "off" if it was told so.
+  [[nodiscard]] const char* state_name() const;
   /// Least probability worth a read.
   [[nodiscard]] float threshold() const;
   /// Reads per guess at most; 0: none.
@@ -102,7 +104,5 @@ class Restraint {
   std::uint64_t retreats_ = 0;
   bool started_ = false;
 };
-
-const char* name_of(Restraint::State state);
 
 }  // namespace stoker

@@ -89,7 +89,7 @@ const wire::HintBatch* SampleReader::on_sample(const wire::RoutingSample& sample
 std::string SampleReader::json() const {
   const Restraint& restraint = core_.restraint();
   const HintCounters& loader = restraint.counters();
-  nlohmann::ordered_json out{{"state", name_of(restraint.state())},
+  nlohmann::ordered_json out{{"state", restraint.state_name()},
                              {"retreats", restraint.retreats()},
                              {"useful", loader.used + loader.late},
                              {"issued", loader.issued},

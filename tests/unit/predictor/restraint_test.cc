@@ -1,4 +1,5 @@
 #include <catch2/catch.hpp>
+#include <string>
 
 #include "predictor/restraint.h"
 
@@ -143,6 +144,8 @@ TEST_CASE("on is on and off is off") {
   b.run(1000, 10, 10);
   CHECK(on.width() == 16);
   CHECK(off.width() == 0);
+  CHECK(std::string(on.state_name()) == "on");
+  CHECK(std::string(off.state_name()) == "off");
 }
 
 TEST_CASE("steps of several workers do not look like a jump") {
