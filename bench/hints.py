@@ -6,10 +6,11 @@ stall (median, min-max, and the median of the pairs' ratios); what was read; and
 experts that were not resident at 10, 16, 24 guesses, precision, state). Standard library only.
 
     bench/hints.py --bin build/release/bin --model DIR [--ids FILE | --text FILE] [--fractions 0.12,0.25]
-                   [--tokens 64] [--warm 96] [--repeats 5] [--hints on|auto] [--json FILE]
+                   [--tokens 64] [--warm 96] [--repeats 5] [--hints on|auto|off] [--json FILE]
 
 --ids: token ids to decode, separated by commas (default: routing_tokens.txt of a synthetic checkpoint);
 --hints auto: as shipped, where the first 256 steps are a trial; give --warm 300 or more. Default on: always.
+--hints off: the predictor runs and learns but sends nothing: what the machinery alone costs.
 --text: a text, tokenised with the model's own tokenizer. For models/demo: --text models/demo/heldout.txt.
 """
 
@@ -113,7 +114,7 @@ def main():
     p.add_argument("--tokens", type=int, default=64)
     p.add_argument("--warm", type=int, default=96)
     p.add_argument("--repeats", type=int, default=5)
-    p.add_argument("--hints", choices=("on", "auto"), default="on")
+    p.add_argument("--hints", choices=("on", "auto", "off"), default="on")
     p.add_argument("--json", help="also append raw results to this file, one line per run")
     args = p.parse_args()
     os.environ["STOKER_PREDICTOR_HINTS"] = args.hints
