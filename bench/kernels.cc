@@ -6,11 +6,13 @@
 #include <benchmark/benchmark.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <string>
 #include <vector>
 
+#include "cli/bandwidth.h"
 #include "gpu-worker/cpu/buffer.h"
 #include "gpu-worker/cpu/kernels.h"
 #include "gpu-worker/cpu/thread_pool.h"
@@ -195,32 +197,21 @@ void delta_rule(benchmark::State& state) {
   report(state, std::size_t{2} * 4 * kHeads * kDim * kDim, 3.0 * kHeads * kDim * kDim);
 }
 
-/// A plain read of memory: what the kernels are measured against.
+/// A plain read of memory, as `stoker bench` measures it: what the kernels are measured against.
 void memory_read(benchmark::State& state) {
-  const auto threads = static_cast<unsigned>(state.range(0));
-  ThreadPool pool(threads);
-  const std::size_t bytes = std::size_t{768} << 20;
-  const Weights weights(bytes, state.range(1) != 0);
-  std::uint64_t total = 0;
+  const stoker::SteadyClock clock;
+  double best = 0;
   for (auto _ : state) {
-    pool.run(bytes >> 20, 8, [&](std::size_t a, std::size_t b, unsigned) {
-      std::uint64_t sums[8] = {};
-      const std::byte* p = weights.data() + (a << 20);
-      for (std::size_t i = 0; i < (b - a) << 20; i += 64) {
-        std::uint64_t line[8];
-        std::memcpy(line, p + i, 64);
-        for (int j = 0; j < 8; ++j) sums[j] += line[j];
-      }
-      benchmark::DoNotOptimize(sums);
-    });
+    const auto measured = stoker::cli::measure_memory(static_cast<unsigned>(state.range(0)), clock);
+    if (!measured) return state.SkipWithError(measured.error().message.c_str());
+    best = std::max(best, *measured);
   }
-  benchmark::DoNotOptimize(total);
-  state.SetBytesProcessed(static_cast<std::int64_t>(state.iterations()) * static_cast<std::int64_t>(bytes));
+  state.counters["bytes_per_second"] = benchmark::Counter(best, {}, benchmark::Counter::kIs1024);
 }
 
 }  // namespace
 
-BENCHMARK(memory_read)->ArgsProduct({{1, 2}, {0, 1}})->UseRealTime();
+BENCHMARK(memory_read)->Arg(1)->Arg(2)->Iterations(3);
 BENCHMARK(expert_cold_huge)->ArgsProduct({{1, 2}, {1, 2, 4, 10}})->UseRealTime();
 BENCHMARK(expert_cold_4k)->ArgsProduct({{1, 2}, {1}})->UseRealTime();
 BENCHMARK(expert_warm)->ArgsProduct({{1, 2}, {1, 10, 64}})->UseRealTime();

@@ -11,6 +11,7 @@
 #include "cli/machine.h"
 #include "cli/version.h"
 #include "daemons/common/size.h"
+#include "shm/base/cpus.h"
 
 namespace stoker::cli {
 

@@ -1,7 +1,6 @@
 // Doctor's look at kernel, memory, io_uring and GPU.
 #include <dlfcn.h>
 #include <linux/io_uring.h>
-#include <sched.h>
 #include <sys/resource.h>
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
@@ -17,6 +16,7 @@
 
 #include "cli/doctor.h"
 #include "daemons/common/size.h"
+#include "shm/base/cpus.h"
 #include "shm/base/unique_fd.h"
 
 namespace stoker::cli {
@@ -73,11 +73,8 @@ void check_system(Checks& checks) {
   checks.push_back({recent ? Level::ok : Level::fail, "System", "kernel",
                     std::string(name.sysname) + " " + name.release,
                     recent ? "" : "install Linux 5.10 or newer (6.1 is what Debian 12 has)"});
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  ::sched_getaffinity(0, sizeof set, &set);
   checks.push_back(
-      {Level::ok, "System", "CPUs", std::to_string(CPU_COUNT(&set)) + " usable, " + name.machine, ""});
+      {Level::ok, "System", "CPUs", std::to_string(usable_cpus()) + " usable, " + name.machine, ""});
 #if defined(__x86_64__)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw");

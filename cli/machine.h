@@ -17,8 +17,6 @@ namespace stoker::cli {
 
 /// "model name" of /proc/cpuinfo, "unknown CPU" where there is none.
 std::string cpu_model();
-/// CPUs in the affinity mask.
-unsigned usable_cpus();
 
 /// The process and its siblings: all daemons of a private stack, given one of them.
 std::vector<pid_t> siblings_of(pid_t pid);

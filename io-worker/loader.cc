@@ -555,7 +555,11 @@ void Loader::publish(Fill& fill) {
   });
   auto& counters = pool_.counters().loader;
   if (fill.preload) add(counters.warm_fills);
-  if (fill.demand || !fill.preload) add(fill.demand ? counters.demand_fills : counters.hint_fills);
+  if (fill.demand) {
+    add(counters.demand_fills);
+  } else if (!fill.preload) {
+    add(counters.hint_fills);
+  }
   const DemandOrigin origin = fill.began_as_hint ? DemandOrigin::hint_in_flight : DemandOrigin::disk;
   for (unsigned p = 0; p < kProcessMax; ++p)
     if ((fill.requesters >> p) & 1U) grant(p, fill.ticket[p], fill.slot, origin);

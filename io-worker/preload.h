@@ -8,8 +8,7 @@
 //   - into a free slot: nothing is evicted for it;
 //   - while no demand waits or is being read, and no hint waits;
 //   - beside other preloads only when no demand came for kPreloadQuiet, and then so that one more expert
-//   would
-//     fit into the bytes in flight: a demand starts at once. In between decode steps one is read at a time.
+//     would fit into the bytes in flight, so that a demand starts at once. Otherwise one is read at a time.
 // A demand for an expert that is being preloaded joins the read, as with hints.
 #pragma once
 

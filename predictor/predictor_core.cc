@@ -18,10 +18,6 @@ bool contains(std::span<const std::uint16_t> values, std::uint16_t value) {
   return std::find(values.begin(), values.end(), value) != values.end();
 }
 
-}  // namespace
-
-namespace {
-
 template <class Step>
 void each(GuessScore& a, const GuessScore& b, Step step) {
   step(a.rows, b.rows);

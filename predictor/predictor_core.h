@@ -2,9 +2,12 @@
 // no clock, no messages; the daemon and `stoker trace score` run the same code.
 //
 // Three sources (caching.md 2), joined into one probability per (layer, expert) by predictor/blend.h:
-//   look-ahead   the next layer's router on this layer's hidden state, measured by the worker. One layer
-//   ahead. cross-layer  which experts of layer l + d followed an expert of layer l. d = 1 and d = horizon.
+//   look-ahead   the next layer's router on this layer's hidden state, one layer ahead; from the worker.
+//
+//   cross-layer  which experts of layer l + d followed an expert of layer l. d = 1 and d = horizon.
+//
 //   token id     what this token id chose before. Known before the step begins, for all layers.
+//
 // Every layer of a row is guessed twice: `far`, when it comes within `horizon` layers (at the step's start
 // the first `horizon` layers at once), and `near`, from the layer before it. All guesses are judged and
 // learned from when the routing is known, sent or not: while it retreats the predictor goes on learning.

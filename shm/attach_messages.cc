@@ -4,15 +4,11 @@
 #include <cstdio>
 #include <cstring>
 
+#include "shm/base/hex.h"
+
 namespace stoker {
 
 namespace {
-
-std::string hex(std::uint64_t value) {
-  char text[20];
-  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(value));
-  return text;
-}
 
 /// Text from the other side, for a log or a terminal: up to the first NUL, control characters replaced.
 std::string printable(const char* text, std::size_t size) {

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "shm/base/check.h"
+#include "shm/base/hex.h"
 #include "shm/payload.h"
 #include "shm/segment.h"
 
@@ -36,12 +37,6 @@ struct Geometry {
   std::string payload_path = {};  ///< hugetlbfs file, or ""
   [[nodiscard]] std::uint32_t expert_count() const { return layers * experts_per_layer; }
 };
-
-std::string hex(std::uint64_t value) {
-  char text[20];
-  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(value));
-  return text;
-}
 
 /// Sizes that follow from slot and expert counts; Errc::invalid when they are out of range.
 Result<Geometry> plan(Geometry g) {
@@ -329,10 +324,7 @@ std::string pool_name(const std::string& run_directory) {
   char* canonical = ::realpath(run_directory.c_str(), nullptr);
   const std::string path = canonical != nullptr ? canonical : run_directory;
   std::free(canonical);
-  std::uint64_t hash = 0xCBF29CE484222325ULL;  // FNV-1a 64
-  for (const char c : path + '\0' + std::to_string(::geteuid()))
-    hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001B3ULL;
-  return "stoker." + hex(hash);
+  return "stoker." + name_hash(path + '\0' + std::to_string(::geteuid()));
 }
 
 PoolCensus census(const Pool& pool) {

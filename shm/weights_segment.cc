@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "shm/base/check.h"
+#include "shm/base/hex.h"
 #include "shm/base/types.h"
 #include "shm/segment.h"
 
@@ -28,12 +29,6 @@ struct alignas(kPageBytes) WeightsHeader {
 static_assert(sizeof(WeightsHeader) == kPageBytes);
 
 WeightsHeader& header_of(const Segment& segment) { return *reinterpret_cast<WeightsHeader*>(segment.data()); }
-
-std::string hex(std::uint64_t value) {
-  char text[20];
-  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(value));
-  return text;
-}
 
 /// Size of the image of a complete segment of this fingerprint; every header word is read once.
 Result<std::uint64_t> validate(const Segment& segment, const std::string& name, std::uint64_t fingerprint) {

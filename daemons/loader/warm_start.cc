@@ -6,18 +6,10 @@
 
 #include "daemons/common/log.h"
 #include "daemons/common/size.h"
+#include "shm/base/hex.h"
 
 namespace stoker {
 namespace {
-
-/// A name for a path: FNV-1a, 64 bits, in hex.
-std::string name_of(const std::string& path) {
-  std::uint64_t hash = 0xCBF29CE484222325ULL;
-  for (const char c : path) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001B3ULL;
-  std::array<char, 17> text{};
-  std::snprintf(text.data(), text.size(), "%016llx", static_cast<unsigned long long>(hash));
-  return text.data();
-}
 
 std::string fixed(double value) {
   std::array<char, 32> text{};
@@ -38,7 +30,7 @@ Result<std::string> warm_manifest_path(const Config& config, const std::string& 
   // By the model's place, not by its fingerprint: a model that changes takes over its old file.
   std::error_code error;
   const auto canonical = std::filesystem::canonical(model_dir, error);
-  return config.state_dir + "/warm/" + name_of(error ? model_dir : canonical.string());
+  return config.state_dir + "/warm/" + name_hash(error ? model_dir : canonical.string());
 }
 
 WarmWriter::WarmWriter(const Pool& pool, WarmShape shape, std::string path, Duration every)

@@ -20,32 +20,32 @@ struct F8 {
   static constexpr std::size_t bytes = 1;
   static constexpr bool scaled = true;
   static STOKER_INLINE V load(const std::byte* p) { return v_load_f8(p); }
-  static STOKER_INLINE void load4(const std::byte* p, V (&out)[4]) { v_load_f8x4(p, out); }
 };
 struct Bf16 {
   static constexpr std::size_t bytes = 2;
   static constexpr bool scaled = false;
   static STOKER_INLINE V load(const std::byte* p) { return v_load_bf16(p); }
-  static STOKER_INLINE void load4(const std::byte* p, V (&out)[4]) {
-    for (std::size_t j = 0; j < 4; ++j) out[j] = load(p + 16 * bytes * j);
-  }
 };
 struct F16 {
   static constexpr std::size_t bytes = 2;
   static constexpr bool scaled = false;
   static STOKER_INLINE V load(const std::byte* p) { return v_load_f16(p); }
-  static STOKER_INLINE void load4(const std::byte* p, V (&out)[4]) {
-    for (std::size_t j = 0; j < 4; ++j) out[j] = load(p + 16 * bytes * j);
-  }
 };
 struct F32 {
   static constexpr std::size_t bytes = 4;
   static constexpr bool scaled = false;
   static STOKER_INLINE V load(const std::byte* p) { return v_load(reinterpret_cast<const float*>(p)); }
-  static STOKER_INLINE void load4(const std::byte* p, V (&out)[4]) {
-    for (std::size_t j = 0; j < 4; ++j) out[j] = load(p + 16 * bytes * j);
-  }
 };
+
+/// 64 weights.
+template <class W>
+STOKER_INLINE void load_four(const std::byte* p, V (&out)[4]) {
+  if constexpr (W::scaled) {
+    v_load_f8x4(p, out);
+  } else {
+    for (std::size_t j = 0; j < 4; ++j) out[j] = W::load(p + 16 * W::bytes * j);
+  }
+}
 
 template <class W>
 STOKER_INLINE V load_tail(const std::byte* p, std::size_t n) {
@@ -69,7 +69,7 @@ STOKER_INLINE void tile_columns(const std::byte* const* w, const float* scale, c
         const std::byte* p = w[r] + k * W::bytes;
         for (std::size_t line = 0; line < W::bytes; ++line) STOKER_PREFETCH(p + ahead + 64 * line);
         V weights[4];
-        W::load4(p, weights);
+        load_four<W>(p, weights);
         for (std::size_t j = 0; j < 4; ++j) {
           if constexpr (W::scaled) weights[j] = v_mul(weights[j], scales[r]);
           for (std::size_t i = 0; i < N; ++i)
@@ -172,12 +172,13 @@ void matmul_direct(const MatmulArgs& a, std::uint32_t begin, std::uint32_t end) 
 template <class W>
 void decode_row_as(const Matrix& m, std::uint32_t row, float* out) {
   const std::byte* w = m.data + std::size_t{row} * m.cols * W::bytes;
+  const float* scales = nullptr;  ///< of this row's tiles
   if constexpr (W::scaled) {
+    scales = m.scales + std::size_t{row / m.block_rows} * m.scale_cols();
     if (m.block_cols % 16 != 0) {
       // Odd tile widths exist in no published checkpoint: element by element.
       for (std::uint32_t k = 0; k < m.cols; ++k) {
-        const float scale = m.scales[std::size_t{row / m.block_rows} * m.scale_cols() + k / m.block_cols];
-        out[k] = f8_e4m3_value(std::to_integer<std::uint8_t>(w[k])) * scale;
+        out[k] = f8_e4m3_value(std::to_integer<std::uint8_t>(w[k])) * scales[k / m.block_cols];
       }
       return;
     }
@@ -187,23 +188,19 @@ void decode_row_as(const Matrix& m, std::uint32_t row, float* out) {
     for (; k + 64 <= m.cols; k += 64) {
       STOKER_PREFETCH(w + k * W::bytes + kPrefetchBytes);
       V v[4];
-      W::load4(w + k * W::bytes, v);
-      V scale = v_set(1.0F);
-      if constexpr (W::scaled)
-        scale =
-            v_set(m.scales[std::size_t{row / m.block_rows} * m.scale_cols() + k / m.block_cols] * kF8Fold);
-      for (std::size_t j = 0; j < 4; ++j) {
-        if constexpr (W::scaled) v[j] = v_mul(v[j], scale);
-        v_store(v[j], out + k + 16 * j);
+      load_four<W>(w + k * W::bytes, v);
+      if constexpr (W::scaled) {
+        const V scale = v_set(scales[k / m.block_cols] * kF8Fold);
+        for (V& four : v) four = v_mul(four, scale);
       }
+      for (std::size_t j = 0; j < 4; ++j) v_store(v[j], out + k + 16 * j);
     }
   }
   for (; k < m.cols; k += 16) {
     const std::size_t n = std::min<std::size_t>(16, m.cols - k);
     V v = n == 16 ? W::load(w + k * W::bytes) : load_tail<W>(w + k * W::bytes, n);
     if constexpr (W::scaled) {
-      const float scale = m.scales[std::size_t{row / m.block_rows} * m.scale_cols() + k / m.block_cols];
-      v = v_mul(v, v_set(scale * kF8Fold));
+      v = v_mul(v, v_set(scales[k / m.block_cols] * kF8Fold));
     }
     if (n == 16) {
       v_store(v, out + k);

@@ -97,7 +97,6 @@ CpuModel::CpuModel(const ModelConfig& config, const CpuOptions& options, const C
   y_rows_.resize(pairs_max_);
   gate_rows_.resize(pairs_max_);
   up_rows_.resize(pairs_max_);
-  act_rows_.resize(pairs_max_);
   event_ids_.resize(config_.experts);
   event_chosen_.resize(config_.experts_per_token);
   event_tiers_.resize(config_.experts);

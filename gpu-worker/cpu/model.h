@@ -207,7 +207,6 @@ class CpuModel final : public Model {
   FloatBuffer shared_out_, shared_sigma_;  ///< [hidden], [1]
   std::vector<const float*> x_rows_;
   std::vector<float*> y_rows_, gate_rows_, up_rows_;
-  std::vector<const float*> act_rows_;
   std::vector<float> scores_;  ///< attention scores, per thread
   std::size_t scores_stride_ = 0;
   FloatBuffer scratch_;  ///< weight panels, per thread

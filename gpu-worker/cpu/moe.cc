@@ -252,7 +252,7 @@ void CpuModel::run_experts() {
     for (std::uint32_t i = 0; i < use.count; ++i, ++at) {
       const std::size_t pair = use_list_[use.first + i];
       x_rows_[at] = h_.data() + pair / config_.experts_per_token * hidden;
-      act_rows_[at] = gate_rows_[at] = gate_.data() + std::size_t{at} * inner;
+      gate_rows_[at] = gate_.data() + std::size_t{at} * inner;
       up_rows_[at] = up_.data() + std::size_t{at} * inner;
       y_rows_[at] = expert_out_.data() + pair * hidden;
     }
@@ -272,7 +272,7 @@ void CpuModel::run_experts() {
   const Matrix& down = batch_.front().matrices.down;
   for_rows_of_batch(hidden, row_grain(down),
                     [&](const BatchedExpert& e, std::uint32_t begin, std::uint32_t end, unsigned thread) {
-                      const MatmulArgs d{e.matrices.down, act_rows_.data() + e.first,
+                      const MatmulArgs d{e.matrices.down, gate_rows_.data() + e.first,
                                          y_rows_.data() + e.first, e.count, nullptr};
                       kernels_.matmul(d, begin, end, scratch(thread));
                     });

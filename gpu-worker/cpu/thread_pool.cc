@@ -1,8 +1,6 @@
 #include "gpu-worker/cpu/thread_pool.h"
 
-#include <sched.h>
-
-#include <algorithm>
+#include "shm/base/cpus.h"
 
 namespace stoker {
 namespace {
@@ -28,20 +26,10 @@ void wait_changed(const std::atomic<std::uint32_t>& value, std::uint32_t old) {
   value.wait(old, std::memory_order_acquire);
 }
 
-unsigned affinity_cpus() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof set, &set) == 0) {
-    const int count = CPU_COUNT(&set);
-    if (count > 0) return static_cast<unsigned>(count);
-  }
-  return std::max(1U, std::thread::hardware_concurrency());
-}
-
 }  // namespace
 
 ThreadPool::ThreadPool(unsigned threads) {
-  if (threads == 0) threads = affinity_cpus();
+  if (threads == 0) threads = usable_cpus();
   workers_.reserve(threads - 1);
   for (unsigned i = 1; i < threads; ++i) workers_.emplace_back([this, i] { worker_loop(i); });
 }

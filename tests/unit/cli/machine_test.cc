@@ -3,6 +3,7 @@
 #include <catch2/catch.hpp>
 
 #include "cli/machine.h"
+#include "shm/base/cpus.h"
 
 using namespace stoker;
 using namespace stoker::cli;
