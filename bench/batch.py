@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 
-from out_of_core import counters, spread
+from out_of_core import counters, open_model, spread
 from harness import Stack  # noqa: E402  (out_of_core adds its folder to the path)
 
 
@@ -64,8 +64,7 @@ def main():
     p.add_argument("--repeats", type=int, default=5)
     args = p.parse_args()
     model = pathlib.Path(args.model)
-    config = json.loads((model / "config.json").read_text())
-    ids = [int(x) for x in (model / "routing_tokens.txt").read_text().replace(",", " ").split()]
+    config, ids = open_model(model)
     counts = [int(x) for x in args.sequences.split(",")]
     runs = {c: [] for c in counts}
     with tempfile.TemporaryDirectory(prefix="stoker-bench-") as work:

@@ -24,6 +24,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tests" 
 from harness import Stack  # noqa: E402
 
 
+def open_model(path):
+    """config.json and the recorded ids of a synthetic checkpoint."""
+    config = json.loads((path / "config.json").read_text())
+    return config, [int(x) for x in (path / "routing_tokens.txt").read_text().replace(",", " ").split()]
+
+
 def pss_bytes(pid):
     """Proportional set size: memory shared by the processes is counted once over all of them."""
     try:
@@ -119,9 +125,8 @@ def main():
     p.add_argument("--json", help="also append raw results to this file, one line per run")
     args = p.parse_args()
     model = pathlib.Path(args.model)
-    config = json.loads((model / "config.json").read_text())
+    config, ids = open_model(model)
     args.expert_bytes = 3 * config["hidden_size"] * config["moe_intermediate_size"]
-    ids = [int(x) for x in (model / "routing_tokens.txt").read_text().replace(",", " ").split()]
     if len(ids) < args.warm + args.tokens:
         sys.exit(f"routing_tokens.txt has {len(ids)} ids, {args.warm + args.tokens} are needed")
     fractions = [float(f) for f in args.fractions.split(",")]

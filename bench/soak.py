@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 
-from out_of_core import pss_bytes, spread
+from out_of_core import open_model, pss_bytes, spread
 from harness import Stack  # noqa: E402  (out_of_core adds its folder to the path)
 
 
@@ -69,8 +69,8 @@ def main():
     p.add_argument("--log")
     args = p.parse_args()
     model = pathlib.Path(args.model)
-    config = json.loads((model / "config.json").read_text())
-    ids = [int(x) for x in (model / "routing_tokens.txt").read_text().replace(",", " ").split()][:args.tokens + 4]
+    config, ids = open_model(model)
+    ids = ids[:args.tokens + 4]
     slots = int(args.fraction * config["num_hidden_layers"] * config["num_experts"])
     # An expert lies in one extent that is rounded out to whole blocks, at most one block more than its slot.
     bytes_per_fill = 3 * config["hidden_size"] * config["moe_intermediate_size"] * 1.0013

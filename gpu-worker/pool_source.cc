@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <thread>
 
+#include "shm/base/counter.h"
 #include "shm/usage.h"
 
 namespace stoker {
@@ -11,10 +12,6 @@ namespace {
 // A lost wake-up or a dead loader costs at most this before it is noticed.
 constexpr Duration kWaitSlice = std::chrono::milliseconds(20);
 constexpr Duration kReattachTimeout = std::chrono::seconds(2);
-
-void add(std::atomic<std::uint64_t>& counter, std::uint64_t by = 1) {
-  counter.fetch_add(by, std::memory_order_relaxed);
-}
 }  // namespace
 
 Result<std::unique_ptr<PoolSource>> PoolSource::make(Pool& pool, AttachClient& client,

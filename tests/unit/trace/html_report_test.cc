@@ -3,6 +3,7 @@
 
 #include <catch2/catch.hpp>
 
+#include "tests/unit/trace/toy_trace.h"
 #include "trace/foreign.h"
 #include "trace/html_charts.h"
 #include "trace/replay.h"
@@ -11,14 +12,7 @@ using namespace stoker;
 
 namespace {
 
-// The event-atomic toy of replay_test.cc: LRU with two slots per layer gives 12 hits and 18 misses.
-constexpr const char* kToy =
-    "event_index,scheduler_step,layer,requested_experts,misses,hits\n"
-    "0,0,0,0 1,2,0\n1,0,1,0 1,2,0\n2,0,2,0 1,2,0\n"
-    "3,1,0,0 2,1,1\n4,1,1,0 2,1,1\n5,1,2,0 2,1,1\n"
-    "6,2,0,0 1,1,1\n7,2,1,0 1,1,1\n8,2,2,0 1,1,1\n"
-    "9,3,0,0 3,1,1\n10,3,1,0 3,1,1\n11,3,2,0 3,1,1\n"
-    "12,4,0,0 1,1,1\n13,4,1,0 1,1,1\n14,4,2,0 1,1,1\n";
+using test::kToy;
 
 Trace toy() {
   auto trace = parse_any_trace(kToy);

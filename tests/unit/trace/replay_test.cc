@@ -2,6 +2,7 @@
 #include <cstring>
 #include <random>
 
+#include "tests/unit/trace/toy_trace.h"
 #include "trace/foreign.h"
 #include "trace/replay.h"
 
@@ -9,15 +10,7 @@ using namespace stoker;
 
 namespace {
 
-// The event-atomic toy of shijiuzhang/moe-cache-eval (Apache-2.0): LRU, two slots per layer, must give 12
-// hits and 18 misses. One after the other it would give others.
-constexpr const char* kToy =
-    "event_index,scheduler_step,layer,requested_experts,misses,hits\n"
-    "0,0,0,0 1,2,0\n1,0,1,0 1,2,0\n2,0,2,0 1,2,0\n"
-    "3,1,0,0 2,1,1\n4,1,1,0 2,1,1\n5,1,2,0 2,1,1\n"
-    "6,2,0,0 1,1,1\n7,2,1,0 1,1,1\n8,2,2,0 1,1,1\n"
-    "9,3,0,0 3,1,1\n10,3,1,0 3,1,1\n11,3,2,0 3,1,1\n"
-    "12,4,0,0 1,1,1\n13,4,1,0 1,1,1\n14,4,2,0 1,1,1\n";
+using test::kToy;
 
 /// Skewed, with runs: something for every policy to find.
 Trace random_trace(std::uint32_t layers, std::uint32_t experts, std::uint32_t top_k, std::uint32_t tokens) {
