@@ -21,11 +21,12 @@ constexpr std::uint32_t raw(DemandState state) { return static_cast<std::uint32_
 
 static_assert(sizeof(std::atomic<std::uint32_t>) == sizeof(std::uint32_t), "a futex word is 4 bytes");
 
-/// Shared futexes: the word is in memory of several processes, so not FUTEX_PRIVATE_FLAG.
-void futex_wait(std::atomic<std::uint32_t>& word, std::uint32_t expected, Duration max) {
+/// Shared futexes: the word is in memory of several processes, so not FUTEX_PRIVATE_FLAG. True: woken, or the
+/// word was another already; false: time is up, or a signal came.
+bool futex_wait(std::atomic<std::uint32_t>& word, std::uint32_t expected, Duration max) {
   const auto count = std::max<std::int64_t>(max.count(), 0);
   const timespec timeout{.tv_sec = count / 1'000'000'000, .tv_nsec = count % 1'000'000'000};
-  ::syscall(SYS_futex, &word, FUTEX_WAIT, expected, &timeout, nullptr, 0);
+  return ::syscall(SYS_futex, &word, FUTEX_WAIT, expected, &timeout, nullptr, 0) == 0 || errno == EAGAIN;
 }
 
 void futex_wake_all(std::atomic<std::uint32_t>& word) {
@@ -100,7 +101,9 @@ bool DemandPort::wait(Duration max) {
     process_.waiting.store(1, std::memory_order_seq_cst);
     // The kernel compares the word once more under its own lock: an increment after our load means no sleep.
     now = process_.completions.load(std::memory_order_seq_cst);
-    if (now == seen_) futex_wait(process_.completions, seen_, max);
+    // Woken without news: the wake-up of a completion that we had seen already came late. Wait on.
+    while (now == seen_ && futex_wait(process_.completions, seen_, max))
+      now = process_.completions.load(std::memory_order_seq_cst);
     process_.waiting.store(0, std::memory_order_relaxed);
     now = process_.completions.load(std::memory_order_seq_cst);
   }
