@@ -95,6 +95,34 @@ STOKER_INLINE void tile_columns(const std::byte* const* w, const float* scale, c
   }
 }
 
+/// Rows row .. row + R of W against one row of x, where columns come in whole 64s of one scale: what decoding
+/// does. No ends, rows by stride: the accumulators and all constants stay in registers.
+template <class W, std::size_t R>
+STOKER_INLINE void vector_rows(const Matrix& m, std::uint32_t row, const float* x, V (&acc)[R]) {
+  const std::size_t stride = m.cols * W::bytes;
+  const std::byte* p = m.data + row * stride;
+  const std::byte* ahead = p + std::max(R * stride, kPrefetchBytes);
+  const float* const x_end = x + m.cols;
+  const std::size_t width = W::scaled ? m.block_cols : m.cols;
+  for (std::size_t block = 0; x < x_end; ++block) {
+    V scale[R];
+    for (std::size_t r = 0; W::scaled && r < R; ++r)
+      scale[r] = v_set(m.scales[(row + r) / m.block_rows * m.scale_cols() + block] * kF8Fold);
+    const float* const block_end = std::min(x + width, x_end);
+    for (; x < block_end; x += 64, p += 64 * W::bytes, ahead += 64 * W::bytes) {
+      for (std::size_t r = 0; r < R; ++r) {
+        for (std::size_t line = 0; line < W::bytes; ++line) STOKER_PREFETCH(ahead + r * stride + 64 * line);
+        V weights[4];
+        load_four<W>(p + r * stride, weights);
+        for (std::size_t j = 0; j < 4; ++j) {
+          if constexpr (W::scaled) weights[j] = v_mul(weights[j], scale[r]);
+          acc[r] = v_fma(weights[j], v_load(x + 16 * j), acc[r]);
+        }
+      }
+    }
+  }
+}
+
 /// R rows of W from `row`, N rows of x. `w` points to the rows; scales are looked up by row.
 template <class W, std::size_t R, std::size_t N>
 STOKER_INLINE void tile(const Matrix& m, std::uint32_t row, const std::byte* const* w, const float* const* x,
@@ -153,6 +181,14 @@ void matmul_direct(const MatmulArgs& a, std::uint32_t begin, std::uint32_t end) 
   const std::byte* w[kRows];
   std::uint32_t row = begin;
   if (a.n == 1) {
+    const bool whole = a.w.cols % 64 == 0 && (!W::scaled || a.w.block_cols % 64 == 0);
+    for (; whole && row + kRows <= end; row += std::uint32_t{kRows}) {
+      V acc[kRows];
+      for (V& sum : acc) sum = v_set(0.0F);
+      vector_rows<W, kRows>(a.w, row, a.x[0], acc);
+      for (std::uint32_t r = 0; r < kRows; ++r)
+        a.y[0][a.scatter == nullptr ? row + r : a.scatter[row + r]] = v_sum(acc[r]);
+    }
     for (; row + kRows <= end; row += std::uint32_t{kRows}) {
       row_pointers<W, kRows>(a.w, row, w);
       tile<W, kRows, 1>(a.w, row, w, a.x, a.y, a.scatter);
