@@ -1,6 +1,7 @@
 // From demand to read: the time between a worker's post() and the moment the loader hands the read to the
 // kernel, with the real demand table, eventfd, loader and io_uring engine in two threads. "asleep": the
-// loader waits in the kernel and must be woken; "awake": it is busy with the reads of other demands.
+// loader waits in the kernel and must be woken, 3 ms after the last demand, which the demanding thread spent
+// computing (as a worker does) or sleeping too; "reads under way": with those of four demands of 0.3 ms ago.
 //   bench_demand MODEL_DIR [ROUNDS]      goal: below 10 us at the median
 #include <stdlib.h>  // NOLINT(modernize-deprecated-headers): mkdtemp
 
@@ -103,13 +104,18 @@ class Bench {
   Bench& operator=(const Bench&) = delete;
 
   /// Microseconds from post() to submission, `rounds` times; `busy` reads are under way at each.
-  std::vector<double> run(int rounds, std::uint32_t busy) {
+  std::vector<double> run(int rounds, std::uint32_t busy, bool computing) {
     std::vector<double> us;
     std::vector<DemandTicket> others;
     for (int i = 0; i < rounds; ++i) {
       for (std::uint32_t b = 0; b < busy; ++b) others.push_back(demand());
       const auto after = busy == 0 ? std::chrono::microseconds(3000) : std::chrono::microseconds(300);
-      std::this_thread::sleep_for(after);
+      if (computing) {
+        for (const Duration until = clock_.now() + after; clock_.now() < until;) {
+        }
+      } else {
+        std::this_thread::sleep_for(after);
+      }
       if (engine_->submitted() < posted_) {  // on a busy machine: the stamp would be another demand's
         for (const DemandTicket other : others) finish(other);
         others.clear();
@@ -199,6 +205,8 @@ int main(int argc, char** argv) {
   const int rounds = argc > 2 ? std::atoi(argv[2]) : 500;
   Bench bench(argv[1]);
   std::printf("| loader | min us | median us | p90 us | p99 us | demands |\n|---|---|---|---|---|---|\n");
-  report("asleep", bench.run(rounds, 0));
-  report("awake, 4 reads under way", bench.run(rounds, 4));
+  report("asleep, the worker computing", bench.run(rounds, 0, true));
+  report("asleep, the worker too", bench.run(rounds, 0, false));
+  report("4 reads under way, the worker computing", bench.run(rounds, 4, true));
+  report("4 reads under way, the worker asleep", bench.run(rounds, 4, false));
 }

@@ -68,8 +68,9 @@ class IoEngine {
 };
 
 struct EngineOptions {
-  std::size_t depth = 64;             ///< reads in flight at most
-  int doorbell_fd = -1;               ///< eventfd that ends a waiting reap; -1 = none. The engine drains it.
+  std::size_t depth = 64;  ///< reads in flight at most
+  int doorbell_fd = -1;    ///< eventfd whose writes end a waiting reap; -1 = none. Its count is the
+                           ///< engine's: others only write.
   std::span<std::byte> registered{};  ///< to register as fixed buffers (the pool payload); may be empty
   /// Registered memory is cut at multiples of this (slot bytes), because a fixed read cannot span two pieces.
   std::uint64_t registered_granule = kHugePageBytes;

@@ -76,10 +76,12 @@ bool Loader::turn(Duration wait_max) {
   }
   submit_pieces();
   notify();
+  choose_ahead();
   Duration wait = wait_for(wait_max);
   if (wait > Duration{} && !intake_.prepare_sleep()) wait = Duration{};
   const std::size_t reaped = engine_.reap(completions_, wait);
   intake_.awake();
+  intake_demands();  // what rang the doorbell, before anything else
   for (std::size_t i = 0; i < reaped; ++i) complete(completions_[i]);
   if (!draining_) start_demands();  // freed depth goes to demands before the next wait
   submit_pieces();
@@ -176,7 +178,7 @@ Loader::FillIndex Loader::new_fill(ExpertKey key, bool demand) {
 }
 
 bool Loader::room_for(std::uint32_t bytes) const {
-  const std::size_t reads = engine_.in_flight() + ops_.size() + kExtentsMax;
+  const std::size_t reads = (reading_.size() + 1) * kExtentsMax;  // also those not handed over yet
   return reads <= std::max(engine_.capacity(), kExtentsMax) &&
          (bytes_in_flight_ == 0 || bytes_in_flight_ + bytes <= options_.bytes_in_flight);
 }
@@ -266,8 +268,8 @@ bool Loader::start(FillIndex index) {
   if (!fill.demand && fill.began_as_hint) hint_bytes_in_flight_ += fill.bytes;
   if (fill.demand) demand_reading(1);
   reading_.push_back(index);
+  ++fills_started_;
   fill.retry_at = Duration{};
-  submit_pieces();
   return true;
 }
 

@@ -127,6 +127,7 @@ class Loader {
   /// `layer` is the layer that the slot is wanted for.
   std::uint32_t find_slot(std::uint32_t layer);
   void refill_victims(std::uint32_t layer);
+  void choose_ahead();
   bool evict(SlotId slot);
   void submit_pieces();
   void complete(const Completion& completion);
@@ -161,6 +162,8 @@ class Loader {
   std::vector<std::uint32_t> free_slots_;
   std::vector<SlotId> victims_;  ///< chosen by the last scan, best first
   std::size_t next_victim_ = 0;
+  std::uint64_t fills_started_ = 0, fills_at_scan_ = 0;
+  std::uint32_t layer_at_scan_ = 0;
   std::vector<std::uint64_t> usage_at_scan_;  ///< by slot: a victim used since then is spared
   std::vector<ResidentSlot> scratch_slots_;
   std::vector<std::uint32_t> filled_step_;  ///< by slot, private to this loader

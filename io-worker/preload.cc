@@ -41,7 +41,7 @@ bool Loader::may_preload() const {
   if (preload_->reading() == 0) return true;
   return clock_.now() - last_demand_ >= kPreloadQuiet &&
          bytes_in_flight_ + 2 * expert <= options_.bytes_in_flight &&
-         engine_.in_flight() + 2 * kExtentsMax <= engine_.capacity();
+         (reading_.size() + 2) * kExtentsMax <= engine_.capacity();
 }
 
 void Loader::start_preload() {

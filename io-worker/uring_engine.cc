@@ -76,7 +76,7 @@ tl::unexpected<Error> setup_failure(int os_errno) {
           os_errno);
     case ENOSYS:
       return fail(Errc::unsupported,
-                  "io_uring is not there (kernel before 5.11, or a seccomp profile that hides it; allow "
+                  "io_uring is not there (kernel before 5.13, or a seccomp profile that hides it; allow "
                   "io_uring_setup, or go on with pread)",
                   os_errno);
     case ENOMEM:
@@ -104,9 +104,9 @@ Result<std::unique_ptr<Ring>> Ring::make(unsigned entries) {
     if (error != 0) return setup_failure(error);
 
     std::unique_ptr<Ring> owner(new Ring(ring, kind));  // private constructor: make_unique cannot
-    constexpr unsigned kNeeded = IORING_FEAT_NODROP | IORING_FEAT_EXT_ARG;
+    constexpr unsigned kNeeded = IORING_FEAT_NODROP | IORING_FEAT_EXT_ARG | IORING_FEAT_RSRC_TAGS;
     if ((params.features & kNeeded) != kNeeded)
-      return fail(Errc::unsupported, "io_uring of this kernel is too old (5.11 is needed)");
+      return fail(Errc::unsupported, "io_uring of this kernel is too old (5.13 is needed)");
     STOKER_CHECK(params.sq_entries >= entries && params.cq_entries >= 2 * params.sq_entries);
     if (const int result = ::io_uring_ring_dontfork(owner->get()); result < 0) return setup_failure(-result);
     return owner;
@@ -272,12 +272,13 @@ void UringEngine::flush() {
   }
 }
 
-/// A poll and not a read of the eventfd: a read would fail with EAGAIN on a non-blocking one.
+/// One poll for all rings to come (multishot, Linux 5.13): every write completes it, though the eventfd is
+/// never read and so is always readable. A ring costs the woken loader no system call.
 void UringEngine::arm_doorbell() {
   if (doorbell_fd_ < 0 || doorbell_armed_) return;
   io_uring_sqe* sqe = ::io_uring_get_sqe(ring_->get());
   STOKER_CHECK(sqe != nullptr);
-  ::io_uring_prep_poll_add(sqe, doorbell_fd_, POLLIN);
+  ::io_uring_prep_poll_multishot(sqe, doorbell_fd_, POLLIN);
   ::io_uring_sqe_set_data64(sqe, kDoorbellTag);
   doorbell_armed_ = true;
 }
@@ -325,8 +326,7 @@ std::size_t UringEngine::collect(std::span<Completion> out) {
         continue;
       }
       STOKER_CHECK(batch[i]->res >= 0 || batch[i]->res == -ECANCELED);  // else not a descriptor one can poll
-      doorbell_armed_ = false;
-      drain_doorbell(doorbell_fd_);
+      if ((batch[i]->flags & IORING_CQE_F_MORE) == 0) doorbell_armed_ = false;
     }
     ::io_uring_cq_advance(ring_->get(), got);
   }

@@ -165,7 +165,7 @@ TEMPLATE_TEST_CASE("waiting: poll, time-out, and an empty result buffer", "[engi
   CHECK(done[0].result == 4096);
 }
 
-TEMPLATE_TEST_CASE("the doorbell ends a wait and is drained", "[engine]", Uring, Pread, Sim) {
+TEMPLATE_TEST_CASE("a ring of the doorbell ends a wait, and only one", "[engine]", Uring, Pread, Sim) {
   Rig<TestType> rig;
   if (!rig.usable()) return;
   std::array<Completion, 4> done;
@@ -173,10 +173,10 @@ TEMPLATE_TEST_CASE("the doorbell ends a wait and is drained", "[engine]", Uring,
     rig.ring();
     rig.ring();
     CHECK(rig.engine->reap(done, test::kForever) == 0);
+    const auto before = std::chrono::steady_clock::now();
     CHECK(rig.engine->reap(done, std::chrono::milliseconds(2)) == 0);  // returns by time-out
-    std::uint64_t count = 0;
-    CHECK(::fcntl(rig.doorbell.get(), F_SETFL, O_NONBLOCK) == 0);
-    CHECK(::read(rig.doorbell.get(), &count, sizeof count) == -1);  // EAGAIN: nothing left in it
+    if constexpr (!std::is_same_v<TestType, Sim>)
+      CHECK(std::chrono::steady_clock::now() - before >= std::chrono::milliseconds(2));
   }
   // Reads go on as usual beside it.
   rig.ring();
