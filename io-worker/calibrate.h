@@ -42,8 +42,8 @@ Result<ReadRate> measure_random_reads(IoEngine& engine, std::span<const EngineFi
 
 struct CalibrateOptions {
   std::uint32_t read_bytes = 3 << 20;
-  std::uint64_t bytes_max = 256_MiB;                   ///< over all depths
-  Duration time_max = std::chrono::milliseconds(500);  ///< over all depths
+  std::uint64_t bytes_max = 512_MiB;                   ///< over all depths
+  Duration time_max = std::chrono::milliseconds(750);  ///< over all depths
   std::uint64_t seed = 1;
 };
 
@@ -52,7 +52,7 @@ struct Calibration {
     std::size_t depth = 0;
     double bytes_per_second = 0;
   };
-  std::uint64_t best_bytes_in_flight = 0;  ///< the smallest within 5 % of the best bandwidth
+  std::uint64_t best_bytes_in_flight = 0;  ///< the smallest within 10 % of the best bandwidth
   double bytes_per_second = 0;             ///< the best bandwidth of all depths
   bool direct = false;        ///< false: some files go through the page cache, so this is memory speed
   std::vector<Point> points;  ///< per depth tried: 1, 2, 4, 8, 16 as far as engine and scratch allow
