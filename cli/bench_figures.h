@@ -42,6 +42,7 @@ struct BenchSample {
   std::uint64_t uses_pool = 0, uses_prefetched = 0;              ///< experts found in the pool
   std::uint64_t uses_disk = 0, uses_late_hint = 0;               ///< experts waited for
   std::uint64_t read_bytes = 0, wasted_bytes = 0;                ///< wasted: hinted, evicted unused
+  double disk_busy_seconds = 0;                                  ///< at least one read was in flight
   std::uint64_t hints_issued = 0, hints_wasted = 0;              ///< experts
   std::uint64_t peak_bytes = 0;                                  ///< of all processes of the stack
   double raw_disk_bandwidth = 0, raw_memory_bandwidth = 0;       ///< bytes/s, measured just before

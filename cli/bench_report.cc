@@ -82,6 +82,7 @@ Json bench_row(const Json& head, const BenchTest& test, std::uint32_t warm_up,
       {"demand", spread([](const BenchSample& s) { return s.per_token(s.stall_demand_seconds); })},
       {"late_hint", spread([](const BenchSample& s) { return s.per_token(s.stall_late_hint_seconds); })}};
   row["disk_bytes_per_second"] = spread([](const BenchSample& s) { return real(s.read_bytes) / s.seconds; });
+  row["disk_busy_share"] = spread([](const BenchSample& s) { return s.disk_busy_seconds / s.seconds; });
   row["memory_bytes_per_second"] =
       spread([&](const BenchSample& s) { return real(device_bytes(s, costs)) / s.seconds; });
   row["raw_disk_bytes_per_second"] = spread([](const BenchSample& s) { return s.raw_disk_bandwidth; });
@@ -126,6 +127,7 @@ std::vector<std::pair<std::string, std::string>> md_cells(const Json& r) {
       {"MB/t disk", number_text("%.1f", mean(bytes.at("disk")) / 1e6)},
       {"MB/t memory", number_text("%.0f", mean(bytes.at("memory")) / 1e6)},
       {"disk GB/s", giga("disk_bytes_per_second") + " of " + giga("raw_disk_bytes_per_second")},
+      {"disk busy %", number_text("%.0f", 100 * mean(r.at("disk_busy_share")))},
       {"memory GB/s", giga("memory_bytes_per_second") + " of " + giga("raw_memory_bytes_per_second")},
       {"stall ms/t: demand", number_text("%.1f", 1e3 * mean(stall.at("demand")))},
       {"late hint", number_text("%.1f", 1e3 * mean(stall.at("late_hint")))},

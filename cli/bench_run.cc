@@ -36,6 +36,10 @@ void read_counters(const Json& before, const Json& after, BenchSample& sample) {
   sample.uses_disk = grown("experts", "disk");
   sample.uses_late_hint = grown("experts", "disk_late_hint");
   sample.read_bytes = grown("loader", "read_bytes");
+  const auto busy = [](const Json& status) {
+    return status.at("loader").at("disk_busy_seconds").get<double>();
+  };
+  sample.disk_busy_seconds = std::max(0.0, busy(after) - busy(before));
   sample.wasted_bytes = grown("loader", "wasted_bytes");
   sample.hints_issued = grown("loader", "hints_issued");
   sample.hints_wasted = grown("loader", "hints_wasted");

@@ -83,6 +83,7 @@ bool Loader::turn(Duration wait_max) {
   intake_.awake();
   intake_demands();  // what rang the doorbell, before anything else
   for (std::size_t i = 0; i < reaped; ++i) complete(completions_[i]);
+  if (reaped > 0) disk_reading();
   if (!draining_) start_demands();  // freed depth goes to demands before the next wait
   submit_pieces();
   notify();
@@ -238,6 +239,14 @@ void Loader::demand_reading(int change) {
     add(pool_.counters().loader.demand_busy_ns, static_cast<std::uint64_t>((now - demands_counted_).count()));
   demands_counted_ = now;
   demands_reading_ += change;
+}
+
+void Loader::disk_reading() {
+  const Duration now = clock_.now();
+  if (disk_busy_)
+    add(pool_.counters().loader.disk_busy_ns, static_cast<std::uint64_t>((now - disk_counted_).count()));
+  disk_counted_ = now;
+  disk_busy_ = engine_.in_flight() > 0;
 }
 
 /// Gives the fill a slot and readies its reads. False: no slot can be had now.

@@ -123,6 +123,8 @@ class Loader {
   [[nodiscard]] bool room_for_hint() const;
   /// Keeps the account of how long demands keep the disk busy.
   void demand_reading(int change);
+  /// The same for all reads; called after every submission and completion.
+  void disk_reading();
   bool start(FillIndex index);
   /// `layer` is the layer that the slot is wanted for.
   std::uint32_t find_slot(std::uint32_t layer);
@@ -177,6 +179,8 @@ class Loader {
   std::size_t demand_fills_ = 0;
   int demands_reading_ = 0;
   Duration demands_counted_{};  ///< demand_busy_ns is right up to here
+  bool disk_busy_ = false;
+  Duration disk_counted_{};  ///< disk_busy_ns is right up to here
   std::uint32_t quarantined_ = 0;
   std::uint16_t served_ = 0;  ///< process bits
   std::uint16_t notify_bits_ = 0;

@@ -49,6 +49,7 @@ void Loader::submit_pieces() {
     ++fill.in_flight;
     add(pool_.counters().loader.reads);
   }
+  if (taken > 0) disk_reading();
   ops_.clear();
 }
 

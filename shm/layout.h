@@ -53,6 +53,7 @@ struct alignas(kPageBytes) PoolCounters {
     std::atomic<std::uint64_t> wasted_bytes, quarantined, reclaimed_processes;
     std::atomic<std::uint64_t> read_ns_total;   ///< sum over reads of submit-to-completion time
     std::atomic<std::uint64_t> demand_busy_ns;  ///< time in which at least one demand was being read
+    std::atomic<std::uint64_t> disk_busy_ns;    ///< time in which at least one read was in flight
     std::atomic<std::uint64_t> warm_planned;    ///< experts of the warm manifest that this start brings back
     std::atomic<std::uint64_t> warm_fills;  ///< of such experts, read so far; those demanded meanwhile too
   } loader;

@@ -67,6 +67,7 @@ Json loader_json(const Pool& pool) {
           {"retries", get(c.retries)},
           {"short_reads", get(c.short_reads)},
           {"demand_busy_seconds", static_cast<double>(get(c.demand_busy_ns)) * 1e-9},
+          {"disk_busy_seconds", static_cast<double>(get(c.disk_busy_ns)) * 1e-9},
           {"read_seconds", static_cast<double>(get(c.read_ns_total)) * 1e-9},
           {"demand_fills", get(c.demand_fills)},
           {"hint_fills", get(c.hint_fills)},
