@@ -16,7 +16,6 @@ libopenblas.so.0 (Debian: libopenblas0-pthread).
 import argparse
 import array
 import ctypes
-import json
 import os
 import pathlib
 import sys
@@ -130,11 +129,11 @@ def main():
         for repeat in range(args.repeats):
             for n in lengths:
                 experts = config["num_hidden_layers"] * config["num_experts"] * args.expert_bytes
-                disk = -(-n // args.chunk) * experts / raw_bandwidth(args)
+                once = experts / raw_bandwidth(args)
                 dense, sparse = sgemm_seconds(sgemm, config, n, args.chunk)
                 took, before, after = one_stack(args, config, ids, pathlib.Path(work), ids[-n:])
-                runs[n].append({"took": took, "disk": disk, "pass": disk / -(-n // args.chunk), "dense": dense, "sparse": sparse,
-                                "share": 100 * max(disk / -(-n // args.chunk), dense + sparse) / took})
+                runs[n].append({"took": took, "pass": once, "dense": dense, "sparse": sparse,
+                                "share": 100 * max(once, dense + sparse) / took})
                 print(f"# {time.strftime('%H:%M:%S')} repeat {repeat + 1}, {n} tokens: {took:.1f} s, one pass {runs[n][-1]['pass']:.1f} s, "
                       f"sgemm {dense:.1f} + {sparse:.1f} s", file=sys.stderr, flush=True)
                 if n == lengths[-1]:

@@ -25,7 +25,9 @@ Loader::Loader(Pool& pool, const ExpertPlan& plan, const std::vector<ShardFile>&
       hints_({.capacity = options.hint_queue,
               .layers = plan.layers(),
               .experts_per_layer = plan.experts_per_layer(),
-              .step_reads = (options.hint_budget + plan.slot_bytes() - 1) / plan.slot_bytes()}) {
+              .step_reads = (options.hint_budget + plan.slot_bytes() - 1) / plan.slot_bytes()}),
+      demand_busy_(pool.counters().loader.demand_busy_ns),
+      disk_busy_(pool.counters().loader.disk_busy_ns) {
   // Every demand of every process may be for another expert; hints come on top (start_hints).
   const std::size_t fill_count =
       std::min<std::size_t>(kProcessMax * kDemandMax, plan.expert_count()) + kHintFillsMax;
@@ -234,20 +236,11 @@ void Loader::start_hints() {
 }
 
 void Loader::demand_reading(int change) {
-  const Duration now = clock_.now();
-  if (demands_reading_ > 0)
-    add(pool_.counters().loader.demand_busy_ns, static_cast<std::uint64_t>((now - demands_counted_).count()));
-  demands_counted_ = now;
   demands_reading_ += change;
+  demand_busy_.is(demands_reading_ > 0, clock_.now());
 }
 
-void Loader::disk_reading() {
-  const Duration now = clock_.now();
-  if (disk_busy_)
-    add(pool_.counters().loader.disk_busy_ns, static_cast<std::uint64_t>((now - disk_counted_).count()));
-  disk_counted_ = now;
-  disk_busy_ = engine_.in_flight() > 0;
-}
+void Loader::disk_reading() { disk_busy_.is(engine_.in_flight() > 0, clock_.now()); }
 
 /// Gives the fill a slot and readies its reads. False: no slot can be had now.
 bool Loader::start(FillIndex index) {
@@ -277,7 +270,7 @@ bool Loader::start(FillIndex index) {
   if (!fill.demand && fill.began_as_hint) hint_bytes_in_flight_ += fill.bytes;
   if (fill.demand) demand_reading(1);
   reading_.push_back(index);
-  ++fills_started_;
+  started_since_scan_ = true;
   fill.retry_at = Duration{};
   return true;
 }

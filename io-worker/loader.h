@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "checkpoint/checkpoint.h"
+#include "io-worker/busy_time.h"
 #include "io-worker/engine.h"
 #include "io-worker/hint_queue.h"
 #include "io-worker/preload.h"
@@ -164,7 +165,7 @@ class Loader {
   std::vector<std::uint32_t> free_slots_;
   std::vector<SlotId> victims_;  ///< chosen by the last scan, best first
   std::size_t next_victim_ = 0;
-  std::uint64_t fills_started_ = 0, fills_at_scan_ = 0;
+  bool started_since_scan_ = false;
   std::uint32_t layer_at_scan_ = 0;
   std::vector<std::uint64_t> usage_at_scan_;  ///< by slot: a victim used since then is spared
   std::vector<ResidentSlot> scratch_slots_;
@@ -178,9 +179,7 @@ class Loader {
   Duration last_demand_ = -kPreloadQuiet;
   std::size_t demand_fills_ = 0;
   int demands_reading_ = 0;
-  Duration demands_counted_{};  ///< demand_busy_ns is right up to here
-  bool disk_busy_ = false;
-  Duration disk_counted_{};  ///< disk_busy_ns is right up to here
+  BusyTime demand_busy_, disk_busy_;
   std::uint32_t quarantined_ = 0;
   std::uint16_t served_ = 0;  ///< process bits
   std::uint16_t notify_bits_ = 0;

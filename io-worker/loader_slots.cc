@@ -67,13 +67,13 @@ std::uint32_t Loader::find_slot(std::uint32_t layer) {
 
 /// Chooses victims for the next reads now, when nothing waits for it.
 void Loader::choose_ahead() {
-  if (!free_slots_.empty() || next_victim_ < victims_.size() || fills_started_ == fills_at_scan_) return;
+  if (!free_slots_.empty() || next_victim_ < victims_.size() || !started_since_scan_) return;
   refill_victims(layer_at_scan_);
 }
 
 void Loader::refill_victims(std::uint32_t layer) {
   layer_at_scan_ = layer;
-  fills_at_scan_ = fills_started_;
+  started_since_scan_ = false;
   scratch_slots_.clear();
   auto slots = pool_.slots();
   auto experts = pool_.experts();

@@ -15,7 +15,7 @@
 namespace stoker {
 
 inline constexpr std::uint64_t kPoolMagic = 0x314C4F4F504B5453ULL;  // "STKPOOL1", little endian
-inline constexpr std::uint32_t kLayoutVersion = 2;
+inline constexpr std::uint32_t kLayoutVersion = 3;
 inline constexpr unsigned kProcessMax = 16;   ///< one bit each in SlotWord::readers
 inline constexpr unsigned kDemandMax = 1024;  ///< outstanding demands per process; power of two
 inline constexpr std::size_t kDemandErrorBytes = 224;
