@@ -21,6 +21,7 @@ using Checks = std::vector<Check>;
 void check_system(Checks& checks);
 void check_memory(Checks& checks);
 void check_io_uring(Checks& checks);
+// doctor_gpu.cc
 void check_gpu(Checks& checks);
 // doctor_model.cc; `model_dir` "" = no model to look at
 void check_storage(Checks& checks, const std::string& model_dir);

@@ -1,5 +1,4 @@
-// Doctor's look at kernel, memory, io_uring and GPU.
-#include <dlfcn.h>
+// Doctor's look at kernel, memory and io_uring.
 #include <linux/io_uring.h>
 #include <sys/resource.h>
 #include <sys/statvfs.h>
@@ -140,29 +139,6 @@ void check_io_uring(Checks& checks) {
   checks.push_back(
       {Level::warn, "io_uring", "ring", cause,
        "allow io_uring_setup, io_uring_enter and io_uring_register; meanwhile the loader uses pread"});
-}
-
-void check_gpu(Checks& checks) {
-  void* cuda = ::dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL);
-  void* nvml = ::dlopen("libnvidia-ml.so.1", RTLD_LAZY | RTLD_LOCAL);
-  std::string devices;
-  if (cuda != nullptr) {
-    // CUDA driver API, stable since 2.0: int cuInit(unsigned), int cuDeviceGetCount(int*).
-    const auto init = reinterpret_cast<int (*)(unsigned)>(::dlsym(cuda, "cuInit"));
-    const auto count = reinterpret_cast<int (*)(int*)>(::dlsym(cuda, "cuDeviceGetCount"));
-    int n = 0;
-    if (init != nullptr && count != nullptr && init(0) == 0 && count(&n) == 0)
-      devices = std::to_string(n) + " device(s), ";
-  }
-  const bool driver = cuda != nullptr || nvml != nullptr;
-  const std::string value =
-      driver ? devices + "NVIDIA driver " + first_line("/sys/module/nvidia/version") + " found"
-             : "no NVIDIA driver (libcuda.so.1, libnvidia-ml.so.1)";
-  checks.push_back({Level::ok, "GPU", "driver", value, ""});
-  checks.push_back(
-      {Level::ok, "GPU", "backend", "this version computes on the CPU; it has no CUDA backend", ""});
-  if (nvml != nullptr) ::dlclose(nvml);
-  if (cuda != nullptr) ::dlclose(cuda);
 }
 
 }  // namespace stoker::cli

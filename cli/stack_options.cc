@@ -20,8 +20,8 @@ void push(std::vector<std::string>& argv, const char* flag, const std::optional<
 }  // namespace
 
 bool StackOptions::any() const {
-  return !ram.empty() || pool_slots || !engine.empty() || no_predictor || threads || !simd.empty() || chunk ||
-         context || !warm_manifest.empty();
+  return !ram.empty() || pool_slots || !engine.empty() || no_predictor || threads || !simd.empty() ||
+         !device.empty() || !vram.empty() || chunk || context || !warm_manifest.empty();
 }
 
 void add_stack_options(CLI::App& app, StackOptions& options) {
@@ -42,6 +42,12 @@ void add_stack_options(CLI::App& app, StackOptions& options) {
       ->group(group);
   app.add_option("--simd", options.simd, "Instruction set; the result is the same")
       ->check(CLI::IsMember({"auto", "scalar", "avx2", "avx512", "avx512vbmi"}))
+      ->group(group);
+  app.add_option("--device", options.device,
+                 "Where the model is computed (default: on a GPU if there is one)")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+      ->group(group);
+  app.add_option("--vram", options.vram, "Memory to use on the GPU, e.g. 8GiB (default: what is free there)")
       ->group(group);
   app.add_option("--chunk", options.chunk, "Prompt tokens per prefill step")
       ->check(CLI::PositiveNumber)
@@ -84,6 +90,8 @@ std::vector<ChildSpec> stack_children(const StackOptions& options, const std::st
   push(worker.argv, "--model", options.model_dir);
   push(worker.argv, "--threads", options.threads);
   push(worker.argv, "--simd", options.simd);
+  push(worker.argv, "--device", options.device);
+  push(worker.argv, "--vram", options.vram);
   push(worker.argv, "--chunk", options.chunk);
   push(worker.argv, "--context", options.context);
 

@@ -19,6 +19,8 @@ struct StackOptions {
   bool no_predictor = false;
   std::optional<std::uint32_t> threads;
   std::string simd;
+  std::string device;  ///< auto, cpu, cuda; "" = default
+  std::string vram;
   std::optional<std::uint32_t> chunk;
   std::optional<std::uint32_t> context;
   std::string warm_manifest;  ///< auto, off, a path; "" = default

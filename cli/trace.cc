@@ -16,6 +16,7 @@
 #include "cli/session.h"
 #include "cli/statistics.h"
 #include "cli/trace_recorder.h"
+#include "cli/trace_tiers.h"
 #include "gpu-worker/text/tokenizer.h"
 #include "trace/foreign.h"
 #include "trace/html_report.h"
@@ -37,6 +38,10 @@ struct TraceOptions {
   std::vector<std::uint32_t> slots_per_layer;
   std::size_t skip = 0;
   bool per_layer = false, json = false;
+  std::vector<std::uint32_t> vram_slots;
+  std::uint64_t expert_bytes = 0;
+  std::uint32_t second_touch = VramCacheOptions{}.second_touch_within;
+  std::string pool_hears = "misses";
 };
 
 // ---- record ----
@@ -338,11 +343,28 @@ std::vector<std::uint32_t> sizes_of(const TraceOptions& options, const TraceShap
   return {std::max(1U, shape.experts / 8), std::max(1U, shape.experts / 4), std::max(1U, shape.experts / 2)};
 }
 
+PoolHears pool_hears_of(const std::string& name) {
+  if (name == "all-uses") return PoolHears::all_uses;
+  return name == "exclusive" ? PoolHears::exclusive : PoolHears::misses;
+}
+
 int replay_all(const TraceOptions& options, Context& context) {
   const auto trace = load(options, context);
   if (!trace) return report(trace.error());
   if (skips_all(options, *trace)) return report_skip(*trace);
   const auto sizes = sizes_of(options, trace->shape);
+  if (!options.vram_slots.empty()) {
+    return replay_tiers(*trace,
+                        {.file = options.file,
+                         .vram_slots = options.vram_slots,
+                         .slots_per_layer = sizes,
+                         .expert_bytes = options.expert_bytes,
+                         .how = {.skip = options.skip,
+                                 .vram = {.second_touch_within = options.second_touch},
+                                 .pool_hears = pool_hears_of(options.pool_hears)},
+                         .json = options.json},
+                        context);
+  }
   nlohmann::ordered_json json{
       {"file", options.file}, {"tokens", trace->tokens.size()}, {"replays", nlohmann::json::array()}};
   std::string head = "| hit rate, % at slots per layer", rule = "|---", body;
@@ -394,6 +416,29 @@ void add_cache_options(CLI::App& verb, TraceOptions& options, const std::string&
   for (CLI::Option* option : {slots, skip, per_layer}) option->needs(needed);
 }
 
+/// Device memory in front of the pool, instead of policies side by side.
+void add_tier_options(CLI::App& verb, TraceOptions& options) {
+  CLI::Option* vram = verb.add_option("--vram-slots", options.vram_slots,
+                                      "Slots in device memory for the whole model, N[,N...]: replays the "
+                                      "worker's VRAM cache before a pool with the loader's policy")
+                          ->delimiter(',')
+                          ->check(CLI::Range(0U, 1U << 24))
+                          ->excludes(verb.get_option("--policy"))
+                          ->excludes(verb.get_option("--per-layer"));
+  verb.add_option("--second-touch", options.second_touch,
+                  "Steps between two touches for an expert to be promoted; 0: each is")
+      ->capture_default_str()
+      ->needs(vram);
+  verb.add_option("--pool-hears", options.pool_hears,
+                  "What the pool's policy learns of VRAM hits: misses (nothing), all-uses, exclusive (nothing, "
+                  "and a promoted expert goes first)")
+      ->check(CLI::IsMember({"misses", "all-uses", "exclusive"}))
+      ->capture_default_str()
+      ->needs(vram);
+  verb.add_option("--expert-bytes", options.expert_bytes, "Of one expert's weights, where the trace does not say")
+      ->needs(vram);
+}
+
 void add_replay(CLI::App& trace, Action& action) {
   auto options = std::make_shared<TraceOptions>();
   CLI::App* verb = trace.add_subcommand("replay", "Hit rates of cache policies and sizes on a trace");
@@ -402,6 +447,7 @@ void add_replay(CLI::App& trace, Action& action) {
   verb->add_option("--policy", options->policies, "lru, lfu-decay, lfru, stoker, belady (default: all)")
       ->delimiter(',');
   add_cache_options(*verb, *options, "1/8, 1/4, 1/2");
+  add_tier_options(*verb, *options);
   verb->add_flag("--json", options->json, "Print JSON");
   verb->callback([options, &action] { action = [options](Context& c) { return replay_all(*options, c); }; });
 }

@@ -55,8 +55,9 @@ struct SegmentResult {
 };
 
 struct StepStats {
-  std::uint64_t pool = 0, hinted = 0, disk = 0, late_hint = 0;  ///< expert uses by tier (distinct per layer)
-  Duration stall{};                                             ///< time in ExpertSource::next(wait=true)
+  /// Expert uses by tier (distinct per layer).
+  std::uint64_t vram = 0, pool = 0, hinted = 0, disk = 0, late_hint = 0;
+  Duration stall{};            ///< time in ExpertSource::next(wait=true)
   Duration stall_late_hint{};  ///< of that, what ended with an expert whose hint came too late
   Duration total{};
 };

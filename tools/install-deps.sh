@@ -7,7 +7,7 @@ set -euo pipefail
 
 build_packages=(
   g++ cmake ninja-build pkg-config python3
-  libboost1.81-dev libspdlog-dev libfmt-dev nlohmann-json3-dev libexpected-dev libcli11-dev
+  libboost1.81-dev libboost-context1.81-dev libspdlog-dev libfmt-dev nlohmann-json3-dev libexpected-dev libcli11-dev
   protobuf-compiler libprotobuf-dev libzmq3-dev cppzmq-dev liburing-dev libxxhash-dev libssl-dev
   libpcre2-dev libutf8proc-dev libhwy-dev libtomlplusplus-dev libedit-dev libsystemd-dev catch2
 )

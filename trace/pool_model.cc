@@ -48,6 +48,10 @@ bool PoolModel::hint(std::uint32_t step, std::uint32_t key) {
   return true;
 }
 
+void PoolModel::note_use(std::uint32_t step, std::uint32_t key) {
+  experts_[key].usage = touch(experts_[key].usage, step);
+}
+
 /// As the loader does: victims come in batches from one scan, and who has been used since is spared.
 bool PoolModel::make_room(std::uint32_t step, std::uint32_t layer) {
   if (!free_.empty()) return true;

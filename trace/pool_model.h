@@ -23,6 +23,10 @@ class PoolModel {
            std::vector<Found>& found);
   /// Reads it for a hint. False: it is resident already, or every slot is leased.
   bool hint(std::uint32_t step, std::uint32_t key);
+  /// A use that another tier served: counts for the policy, moves nothing.
+  void note_use(std::uint32_t step, std::uint32_t key);
+  /// For the policy it is as if it had never been used.
+  void forget_uses(std::uint32_t key) { experts_[key].usage = 0; }
 
   [[nodiscard]] std::uint64_t issued() const { return issued_; }
   [[nodiscard]] std::uint64_t used() const { return used_; }

@@ -11,6 +11,7 @@
 
 #include "io-worker/residency.h"
 #include "shm/usage.h"
+#include "trace/events.h"
 
 namespace stoker {
 namespace {
@@ -24,37 +25,8 @@ constexpr std::array<std::pair<std::string_view, ReplayPolicy>, 5> kNames = {
 constexpr double kDecay = 0.98;
 constexpr std::uint32_t kNever = std::numeric_limits<std::uint32_t>::max();
 
-/// The distinct experts that one layer needs in one step.
-struct Event {
-  std::uint32_t layer = 0, step = 0;
-  std::size_t first_token = 0;      ///< of the step, in the trace
-  std::vector<std::uint32_t> keys;  ///< layer * experts + expert
-};
-
-/// Tokens of one step are computed together.
-std::vector<Event> events_of(const Trace& trace) {
-  const TraceShape& shape = trace.shape;
-  std::vector<Event> events;
-  std::uint32_t step = 0;
-  for (std::size_t first = 0, last = 0; first < trace.tokens.size(); first = last, ++step) {
-    while (last < trace.tokens.size() && trace.tokens[last].step == trace.tokens[first].step) ++last;
-    for (std::uint32_t layer = 0; layer < shape.layers; ++layer) {
-      Event event{.layer = layer, .step = step, .first_token = first, .keys = {}};
-      for (std::size_t i = first; i < last; ++i)
-        for (std::uint32_t k = 0; k < shape.top_k; ++k) {
-          const std::uint16_t expert = trace.tokens[i].chosen[std::size_t{layer} * shape.top_k + k];
-          if (expert != kNoExpert) event.keys.push_back(layer * shape.experts + expert);
-        }
-      std::sort(event.keys.begin(), event.keys.end());
-      event.keys.erase(std::unique(event.keys.begin(), event.keys.end()), event.keys.end());
-      if (!event.keys.empty()) events.push_back(std::move(event));
-    }
-  }
-  return events;
-}
-
 /// For every use, in order, the index of the event that uses the same expert next.
-std::vector<std::vector<std::uint32_t>> next_uses(const std::vector<Event>& events, std::size_t experts) {
+std::vector<std::vector<std::uint32_t>> next_uses(const std::vector<TraceEvent>& events, std::size_t experts) {
   std::vector<std::vector<std::uint32_t>> next(events.size());
   std::vector<std::uint32_t> upcoming(experts, kNever);
   for (std::size_t i = events.size(); i-- > 0;) {
@@ -87,7 +59,7 @@ class Cache {
     result_.misses_per_layer.resize(shape_.layers);
   }
 
-  void use(const Event& event, std::uint32_t index, const std::vector<std::uint32_t>& next) {
+  void use(const TraceEvent& event, std::uint32_t index, const std::vector<std::uint32_t>& next) {
     std::vector<std::uint32_t> missing;
     for (std::size_t i = 0; i < event.keys.size(); ++i) {
       Expert& expert = experts_[event.keys[i]];
@@ -107,7 +79,7 @@ class Cache {
   [[nodiscard]] ReplayResult take() { return std::move(result_); }
 
  private:
-  void count(const Expert& expert, const Event& event) {
+  void count(const Expert& expert, const TraceEvent& event) {
     if (event.first_token < options_.skip) return;
     if (expert.resident) {
       ++result_.hits;
@@ -128,7 +100,7 @@ class Cache {
   }
 
   /// Down to capacity again: who is above it goes, the event's own experts last of all.
-  void shrink(const Event& event, std::uint32_t index) {
+  void shrink(const TraceEvent& event, std::uint32_t index) {
     std::vector<std::uint32_t>& group = group_of(event.keys.front());
     if (group.size() <= capacity_) return;
     const std::size_t excess = group.size() - capacity_;
@@ -143,7 +115,7 @@ class Cache {
   }
 
   /// Higher is kept longer.
-  [[nodiscard]] double rank(const Expert& e, const Event& event, std::uint32_t index) const {
+  [[nodiscard]] double rank(const Expert& e, const TraceEvent& event, std::uint32_t index) const {
     switch (options_.policy) {
       case ReplayPolicy::lru:
         return e.last_event;
@@ -159,7 +131,7 @@ class Cache {
     return 0;
   }
 
-  std::vector<std::uint32_t> lowest(const std::vector<std::uint32_t>& group, const Event& event,
+  std::vector<std::uint32_t> lowest(const std::vector<std::uint32_t>& group, const TraceEvent& event,
                                     std::uint32_t index, std::size_t count) const {
     struct Ranked {
       bool in_event;
@@ -186,7 +158,7 @@ class Cache {
 
   /// As the loader does: victims come in batches from one scan of the pool, and who has been used since the
   /// scan is spared.
-  std::vector<std::uint32_t> loaders_choice(const std::vector<std::uint32_t>& group, const Event& event,
+  std::vector<std::uint32_t> loaders_choice(const std::vector<std::uint32_t>& group, const TraceEvent& event,
                                             std::uint32_t index, std::size_t count) {
     std::vector<std::uint32_t> keys;
     for (int scan = 0; scan < 2 && keys.size() < count; ++scan) {
@@ -204,7 +176,7 @@ class Cache {
   }
 
   /// The daemon's own code; slot numbers are places in `group`.
-  void scan_pool(const std::vector<std::uint32_t>& group, const Event& event, std::uint32_t index,
+  void scan_pool(const std::vector<std::uint32_t>& group, const TraceEvent& event, std::uint32_t index,
                  const std::vector<std::uint32_t>& taken, std::size_t count) {
     slots_.clear();
     for (std::uint32_t i = 0; i < group.size(); ++i) {
@@ -248,7 +220,7 @@ std::optional<ReplayPolicy> parse_policy(std::string_view name) {
 }
 
 ReplayResult replay(const Trace& trace, const ReplayOptions& options) {
-  const std::vector<Event> events = events_of(trace);
+  const std::vector<TraceEvent> events = events_of(trace);
   const auto next = next_uses(events, std::size_t{trace.shape.layers} * trace.shape.experts);
   Cache cache(trace, options);
   for (std::size_t i = 0; i < events.size(); ++i)

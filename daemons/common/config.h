@@ -51,12 +51,16 @@ struct Config {
   std::string warm_manifest = "auto";  ///< auto (in state_dir), off, or a path: io-worker/warm_manifest.h
 
   // [worker]
-  std::uint32_t threads = 0;        ///< 0 = one per CPU of the affinity mask
-  std::string simd = "auto";        ///< auto, scalar, avx2, avx512, avx512vbmi
-  std::uint32_t max_sequences = 8;  ///< requests computed together
-  std::uint32_t queue = 256;        ///< requests waiting at most
-  std::uint32_t context = 32768;    ///< tokens per sequence at most; capped by the model's own
-  std::uint32_t chunk = 1024;       ///< prompt tokens per prefill step
+  std::uint32_t threads = 0;         ///< 0 = one per CPU of the affinity mask
+  std::string simd = "auto";         ///< auto, scalar, avx2, avx512, avx512vbmi
+  std::string device = "auto";       ///< auto: a GPU if there is one; cpu, cuda
+  std::uint32_t gpu = 0;             ///< which GPU, as CUDA numbers them
+  Size vram;                         ///< budget on the GPU; 0 = what is free there, less a margin
+  std::string expert_lane = "auto";  ///< experts that are not in VRAM: auto, gpu, cpu
+  std::uint32_t max_sequences = 8;   ///< requests computed together
+  std::uint32_t queue = 256;         ///< requests waiting at most
+  std::uint32_t context = 32768;     ///< tokens per sequence at most; capped by the model's own
+  std::uint32_t chunk = 1024;        ///< prompt tokens per prefill step
   Size sequence_memory{.bytes = 0, .percent = 25};  ///< budget of all sequences' state
   bool samples = true;                              ///< publish routing samples for the predictor
   std::uint32_t loader_wait = 60;                   ///< seconds to wait for a loader before a request fails

@@ -62,6 +62,16 @@ const std::array kSettings = {
             {},
             1,
             256},
+    Setting{"worker.device", "device", kWorker, &Config::device,
+            "Where the model is computed; auto: on a GPU if there is one", "auto|cpu|cuda"},
+    Setting{"worker.gpu", "gpu", kWorker, &Config::gpu, "Which GPU, as CUDA numbers them", {}, 0, 255},
+    Setting{"worker.vram", "vram", kWorker, &Config::vram,
+            "Memory to use on the GPU, e.g. 8GiB (0: what is free, less a margin)"},
+    Setting{"worker.expert_lane", "expert-lane", kWorker, &Config::expert_lane,
+            "Experts that are not in VRAM: copied to the GPU, computed on the CPU, or (auto) what is sooner; "
+            "the result "
+            "is the same",
+            "auto|gpu|cpu"},
     Setting{"worker.queue", "queue", kWorker, &Config::queue, "Requests waiting at most", {}, 1, 100'000},
     Setting{"worker.context",
             "context",

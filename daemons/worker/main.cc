@@ -19,6 +19,7 @@
 #include "daemons/common/size.h"
 #include "daemons/common/zmq_socket.h"
 #include "daemons/worker/engine_loop.h"
+#include "daemons/worker/model_loader.h"
 #include "daemons/worker/request_builder.h"
 #include "daemons/worker/routing_publisher.h"
 #include "daemons/worker/server.h"
@@ -74,6 +75,7 @@ class WorkerDaemon {
   std::optional<WeightsSegment> weights_;
   std::optional<WeightsImage> image_;
   std::unique_ptr<Model> model_;
+  std::uint64_t sequence_memory_ = 0;
   std::unique_ptr<PoolSource> source_;
   bool stopped_early_ = false;
 };
@@ -130,20 +132,11 @@ Result<void> WorkerDaemon::attach(StopSignals& signals) {
 }
 
 Result<void> WorkerDaemon::load_model() {
-  static constexpr std::pair<const char*, Simd> kSimd[] = {{"auto", Simd::automatic},
-                                                           {"scalar", Simd::scalar},
-                                                           {"avx2", Simd::avx2},
-                                                           {"avx512", Simd::avx512},
-                                                           {"avx512vbmi", Simd::avx512vbmi}};
-  CpuOptions options;
-  options.threads = config_.threads;
-  for (const auto& [name, simd] : kSimd)
-    if (config_.simd == name) options.simd = simd;
-  options.step_tokens = std::max(config_.chunk, config_.max_sequences);
-  if (!config_.samples) options.lookahead = 0;
   const ModelConfig& model = checkpoint_->config();
   STOKER_TRY(image_, WeightsImage::parse(weights_->image()));
-  STOKER_TRY(model_, Model::load_cpu(model, *image_, options, clock_));
+  STOKER_TRY(LoadedModel loaded, stoker::load_model(config_, model, *image_, *pool_, clock_));
+  model_ = std::move(loaded.model);
+  sequence_memory_ = loaded.sequence_memory;
   const std::uint64_t matrix_bytes =
       std::uint64_t{model.hidden_size} * model.moe_intermediate * dtype_bytes(checkpoint_->expert_dtype());
   STOKER_TRY(source_, PoolSource::make(*pool_, *client_, *image_, model, matrix_bytes, clock_,
@@ -159,7 +152,7 @@ SchedulerOptions WorkerDaemon::scheduler_options() const {
   options.queue_max = config_.queue;
   options.chunk = config_.chunk;
   options.context = std::min(config_.context, checkpoint_->config().max_position_embeddings);
-  options.sequence_memory = config_.sequence_memory.of(machine_memory());
+  options.sequence_memory = sequence_memory_;
   return options;
 }
 

@@ -4,7 +4,8 @@
 #include <cmath>
 #include <cstring>
 
-#include "gpu-worker/cpu/model.h"
+#include "gpu-worker/cpu/thread_pool.h"
+#include "gpu-worker/cpu/weights.h"
 
 namespace stoker {
 namespace {
@@ -271,15 +272,6 @@ Result<void> check_config(const ModelConfig& c) {
 }
 
 }  // namespace
-
-Dims::Dims(const ModelConfig& c)
-    : key_dim(c.linear_key_heads * c.linear_key_dim),
-      value_dim(c.linear_value_heads * c.linear_value_dim),
-      conv_dim(2 * key_dim + value_dim),
-      v_per_k(c.linear_key_heads == 0 ? 0 : c.linear_value_heads / c.linear_key_heads),
-      q_dim(c.attention_heads * c.head_dim),
-      kv_dim(c.kv_heads * c.head_dim),
-      q_per_kv(c.kv_heads == 0 ? 0 : c.attention_heads / c.kv_heads) {}
 
 Result<ModelWeights> bind_weights(const ModelConfig& config, const WeightsImage& image,
                                   const Kernels& kernels, ThreadPool& pool) {

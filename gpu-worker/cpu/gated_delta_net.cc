@@ -5,17 +5,12 @@
 #include <cstring>
 
 #include "gpu-worker/cpu/model.h"
+#include "gpu-worker/scalar_math.h"
 
 namespace stoker {
 namespace {
 
-constexpr float kL2Eps = 1e-6F;          // model.md trap 8
 constexpr std::size_t kConvGrain = 512;  ///< channels per work item
-
-float sigmoid(float x) { return static_cast<float>(1.0 / (1.0 + std::exp(-static_cast<double>(x)))); }
-
-/// log1p(e^x), x itself above 20 as torch does.
-double softplus(double x) { return x > 20.0 ? x : std::log1p(std::exp(x)); }
 
 }  // namespace
 
@@ -23,11 +18,13 @@ void CpuModel::delta_net(const Step& step, std::size_t layer) {
   const DeltaNetWeights& w = weights_.layers[layer].delta;
   const std::size_t proj_stride = dims_.conv_dim + dims_.value_dim;
   const std::size_t side_stride = 2 * config_.linear_value_heads;
-  matmul(w.qkvz, h_.data(), config_.hidden_size, proj_.data(), proj_stride, rows(), qkvz_scatter_.data());
-  matmul(w.ba, h_.data(), config_.hidden_size, side_.data(), side_stride, rows(), ba_scatter_.data());
+  matmul(w.qkvz, h_.data(), config_.hidden_size, proj_.data(), proj_stride, step.rows.size(),
+         qkvz_scatter_.data());
+  matmul(w.ba, h_.data(), config_.hidden_size, side_.data(), side_stride, step.rows.size(),
+         ba_scatter_.data());
   convolve(step, layer);
   delta_rule(step, layer);
-  matmul(w.out, core_.data(), dims_.value_dim, mix_.data(), config_.hidden_size, rows());
+  matmul(w.out, core_.data(), dims_.value_dim, mix_.data(), config_.hidden_size, step.rows.size());
 }
 
 /// Causal depthwise conv and SiLU over q|k|v of every segment; the last taps-1 inputs become its conv state.
@@ -42,8 +39,8 @@ void CpuModel::convolve(const Step& step, std::size_t layer) {
       const std::size_t segment = item / pieces;
       const std::size_t c0 = item % pieces * kConvGrain;
       const std::size_t count = std::min(kConvGrain, channels - c0);
-      const std::size_t first = first_row_[segment];
-      const std::size_t tokens = first_row_[segment + 1] - first;
+      const std::size_t first = step.first_row[segment];
+      const std::size_t tokens = step.first_row[segment + 1] - first;
       float* state = static_cast<CpuSequence*>(step.segments[segment].sequence)->conv(layer) + c0;
       // Input number i counts from the oldest state column; token t's newest input is i = history + t.
       const auto input = [&](std::size_t i) {
@@ -73,7 +70,7 @@ void CpuModel::delta_rule(const Step& step, std::size_t layer) {
   const std::size_t value_heads = config_.linear_value_heads;
   const std::size_t proj_stride = dims_.conv_dim + dims_.value_dim;
   const float q_scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(dk)));
-  pool_->run(rows() * key_heads, 16, [&](std::size_t begin, std::size_t end, unsigned) {
+  pool_->run(step.rows.size() * key_heads, 16, [&](std::size_t begin, std::size_t end, unsigned) {
     for (std::size_t item = begin; item < end; ++item) {
       float* q = conv_.data() + item / key_heads * dims_.conv_dim + item % key_heads * dk;
       kernels_.l2_norm(q, dk, kL2Eps, q_scale);
@@ -87,16 +84,14 @@ void CpuModel::delta_rule(const Step& step, std::size_t layer) {
       const std::size_t key_head = head / dims_.v_per_k;
       float* state =
           static_cast<CpuSequence*>(step.segments[segment].sequence)->recurrent(layer) + head * dk * dv;
-      for (std::size_t row = first_row_[segment]; row < first_row_[segment + 1]; ++row) {
+      for (std::size_t row = step.first_row[segment]; row < step.first_row[segment + 1]; ++row) {
         const float* b = side_.data() + row * 2 * value_heads;
-        const double g =
-            static_cast<double>(w.neg_exp_a[head]) *
-            softplus(static_cast<double>(b[value_heads + head]) + static_cast<double>(w.dt_bias[head]));
         const float* c = conv_.data() + row * dims_.conv_dim;
         float* o = core_.data() + row * dims_.value_dim + head * dv;
         kernels_.delta_step({state, config_.linear_key_dim, config_.linear_value_dim, c + key_head * dk,
                              c + dims_.key_dim + key_head * dk, c + 2 * dims_.key_dim + head * dv,
-                             static_cast<float>(std::exp(g)), sigmoid(b[head]), o});
+                             delta_decay(w.neg_exp_a[head], b[value_heads + head], w.dt_bias[head]),
+                             sigmoid_exact(b[head]), o});
         const float* z = proj_.data() + row * proj_stride + dims_.conv_dim + head * dv;
         kernels_.gated_norm(o, z, w.norm.data(), dv, config_.rms_norm_eps, o);
       }

@@ -416,10 +416,6 @@ void silu_mul(float* g, const float* u, std::size_t n) {
   STOKER_MAP(n, i, v_store(v_mul(v_silu(v_load(g + i)), v_load(u + i)), g + i),
              v_store_n(v_mul(v_silu(v_load_n(g + i, tail)), v_load_n(u + i, tail)), g + i, tail));
 }
-void sigmoid_mul(float* y, const float* g, std::size_t n) {
-  STOKER_MAP(n, i, v_store(v_mul(v_load(y + i), v_sigmoid(v_load(g + i))), y + i),
-             v_store_n(v_mul(v_load_n(y + i, tail), v_sigmoid(v_load_n(g + i, tail))), y + i, tail));
-}
 void axpy(float* y, float a, const float* x, std::size_t n) {
   const V s = v_set(a);
   STOKER_MAP(n, i, v_store(v_fma(s, v_load(x + i), v_load(y + i)), y + i),
@@ -430,9 +426,17 @@ void add(float* y, const float* x, std::size_t n) {
              v_store_n(v_add(v_load_n(y + i, tail), v_load_n(x + i, tail)), y + i, tail));
 }
 
-void softmax(float* x, std::size_t n) {
-  float top = x[0];
-  for (std::size_t i = 1; i < n; ++i) top = x[i] > top ? x[i] : top;
+float largest(const float* x, std::size_t n) {
+  if (n < 16) return *std::max_element(x, x + n);
+  V top = v_load(x);
+  for (std::size_t i = 16; i + 16 <= n; i += 16) top = v_max(v_load(x + i), top);
+  top = v_max(v_load(x + n - 16), top);
+  float lanes[16];
+  v_store(top, lanes);
+  return *std::max_element(lanes, lanes + 16);
+}
+
+float exp_sum(float* x, std::size_t n, float top) {
   const V shift = v_set(top);
   V sum = v_set(0.0F);
   std::size_t i = 0;
@@ -445,9 +449,19 @@ void softmax(float* x, std::size_t n) {
     v_store_n(v_exp(v_sub(v_load_n(x + i, n - i), shift)), x + i, n - i);
     sum = v_add(sum, v_load_n(x + i, n - i));
   }
-  const V total = v_set(v_sum(sum));
+  return v_sum(sum);
+}
+
+void softmax(float* x, std::size_t n) {
+  const V total = v_set(exp_sum(x, n, largest(x, n)));
   STOKER_MAP(n, j, v_store(v_div(v_load(x + j), total), x + j),
              v_store_n(v_div(v_load_n(x + j, tail), total), x + j, tail));
+}
+
+void attention_finish(float* y, float total, const float* g, std::size_t n) {
+  const V t = v_set(total);
+  STOKER_MAP(n, i, v_store(v_mul(v_div(v_load(y + i), t), v_sigmoid(v_load(g + i))), y + i),
+             v_store_n(v_mul(v_div(v_load_n(y + i, tail), t), v_sigmoid(v_load_n(g + i, tail))), y + i, tail));
 }
 
 /// x * 0 is 0 for finite x and NaN otherwise.
@@ -522,9 +536,9 @@ bool has_non_finite(const std::byte* data, DType dtype, std::size_t n) {
 
 const Kernels* table() {
   static constexpr Kernels kTable = {
-      STOKER_TABLE_NAME, matmul,           decode_row,       dot,           rms_norm, gated_norm, l2_norm,
-      conv_silu,         delta_step,       silu_mul,         sigmoid_mul,   softmax,  axpy,       add,
-      all_finite,        attention_scores, attention_values, has_non_finite};
+      STOKER_TABLE_NAME, matmul,      decode_row,        dot,          rms_norm,         gated_norm, l2_norm,
+      conv_silu,         delta_step,  silu_mul,          softmax,      largest,          exp_sum,    attention_finish,
+      axpy,              add,         all_finite,        attention_scores, attention_values, has_non_finite};
   return &kTable;
 }
 #undef STOKER_MAP

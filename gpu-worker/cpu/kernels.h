@@ -80,10 +80,13 @@ struct Kernels {
   void (*delta_step)(const DeltaArgs& args);
   /// g = silu(g) * u
   void (*silu_mul)(float* g, const float* u, std::size_t n);
-  /// y = y * sigmoid(g)
-  void (*sigmoid_mul)(float* y, const float* g, std::size_t n);
-  /// In place; returns nothing. Lanes sum in the canonical order.
+  /// In place. Lanes sum in the canonical order.
   void (*softmax)(float* x, std::size_t n);
+  float (*largest)(const float* x, std::size_t n);  ///< n > 0
+  /// x = e^(x - top) in place; their sum in the canonical order.
+  float (*exp_sum)(float* x, std::size_t n, float top);
+  /// y = y / total * sigmoid(g)
+  void (*attention_finish)(float* y, float total, const float* g, std::size_t n);
   /// y += a * x, fused.
   void (*axpy)(float* y, float a, const float* x, std::size_t n);
   void (*add)(float* y, const float* x, std::size_t n);

@@ -92,6 +92,11 @@ Result<std::unique_ptr<Model>> GoldenRun::load_model(Simd simd, const ModelConfi
   return Model::load_cpu(config, *weights_, options, clock_);
 }
 
+Result<std::unique_ptr<CudaModel>> GoldenRun::load_cuda(CudaOptions options) const {
+  options.pool = source_->memory();
+  return CudaModel::load(golden_.config, *weights_, options, clock_);
+}
+
 Result<std::vector<std::vector<float>>> run(Model& model, ExpertSource& source, std::span<const Feed> feeds) {
   std::vector<Cursor> cursors(feeds.size());
   for (Cursor& cursor : cursors) cursor.sequence = model.new_sequence();

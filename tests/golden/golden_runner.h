@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "gpu-worker/cuda/model.h"
 #include "gpu-worker/decode.h"
 #include "shm/base/clock.h"
 #include "tests/golden/golden_file.h"
@@ -25,6 +26,8 @@ class GoldenRun {
   Result<std::unique_ptr<Model>> load_model(Simd simd) const { return load_model(simd, golden_.config); }
   /// With another config than the golden's (to see that the check notices).
   Result<std::unique_ptr<Model>> load_model(Simd simd, const ModelConfig& config) const;
+  /// On a device; see CudaOptions. Experts are copied from pinned memory, as from a pool.
+  Result<std::unique_ptr<CudaModel>> load_cuda(CudaOptions options) const;
 
  private:
   explicit GoldenRun(Golden golden) : golden_(std::move(golden)) {}

@@ -25,6 +25,7 @@ class AlignedBytes {
       : data_(static_cast<std::byte*>(::operator new(bytes, std::align_val_t(kPageBytes)))), bytes_(bytes) {}
   [[nodiscard]] std::byte* data() { return data_.get(); }
   [[nodiscard]] std::span<const std::byte> span() const { return {data_.get(), bytes_}; }
+  [[nodiscard]] std::uint64_t size() const { return bytes_; }
 
  private:
   struct Free {
@@ -50,6 +51,9 @@ class MemorySource final : public ExpertSource {
   void begin(LayerId layer, std::span<const ExpertId> wanted, Access access) override;
   Result<SourceEvent> next(bool wait) override;
   void release(const LeasedExpert& expert) override;
+
+  /// Where the experts lie.
+  [[nodiscard]] std::span<std::byte> memory() { return {slots_.data(), slots_.size()}; }
 
   /// Leases that were given out and not yet given back.
   [[nodiscard]] std::uint32_t leased() const { return leased_; }

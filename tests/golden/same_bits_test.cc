@@ -1,25 +1,11 @@
 // Invariant 2 of design.md 9, without processes: the same bits for any split of the tokens, order of arrival
 // of the experts, company in the step and instruction set.
 #include <catch2/catch.hpp>
-#include <cstring>
 
 #include "tests/golden/golden_check.h"
 
 namespace stoker::golden {
 namespace {
-
-bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-}
-
-/// The longest case that is fed in more than one way.
-const Case& longest_split_case(const Golden& golden) {
-  const Case* best = nullptr;
-  for (const Case& item : golden.cases)
-    if (item.splits.size() > 1 && (best == nullptr || item.tokens.size() > best->tokens.size())) best = &item;
-  REQUIRE(best != nullptr);
-  return *best;
-}
 
 void check_same_bits(const std::string& name) {
   const auto opened = open_golden(name);

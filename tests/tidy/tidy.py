@@ -21,21 +21,25 @@ BLOB_MAX = 1 << 20
 SOURCE = (".h", ".cc", ".cu", ".cuh")
 CODE_FOLDERS = ("shm", "checkpoint", "predictor", "trace", "io-worker", "gpu-worker", "daemons", "cli")
 
-# Folder -> what it may include of ours, besides itself. The first entry that fits a path counts.
+# Folder -> what it may include of ours, folders or single files, besides itself. The first entry that fits a path counts.
 MAY_INCLUDE = {
     "shm/base": [],
     "shm": [],
     "checkpoint": ["shm/base"],
     "predictor": ["shm/base"],
-    "trace": ["shm", "io-worker", "predictor"],
+    "trace": ["shm", "io-worker", "predictor", "gpu-worker/cuda/vram_cache.h"],
     "io-worker": ["shm", "checkpoint"],
     "gpu-worker": ["shm", "checkpoint"],
     "proto": [],
     "daemons/common": ["shm", "proto", "checkpoint"],
     "daemons": ["shm", "checkpoint", "predictor", "io-worker", "gpu-worker", "proto", "daemons/common"],
-    "cli": ["shm", "checkpoint", "predictor", "trace", "proto", "daemons/common", "gpu-worker/text"],
+    "cli": ["shm", "checkpoint", "predictor", "trace", "proto", "daemons/common", "gpu-worker/text",
+            "gpu-worker/cuda/device.h", "gpu-worker/cuda/device_module.h"],
 }
 WIRE_HEADERS = re.compile(r"^(zmq\.hpp|zmq_addon\.hpp|zmq\.h|google/protobuf/.*|.*\.pb\.h)$")
+# Kernel sources and what they include are read by nvcc as C++17: nothing of ours that is not.
+CUDA_FILES = re.compile(r"^gpu-worker/cuda/(.*\.cuh?|kernels/.*\.h|(device_api|module|kernel_language)\.h)$")
+CUDA_HEADERS = re.compile(r"^(gpu-worker/cuda/.*|gpu-worker/scalar_math\.h|cuda_\w+\.h|c?[a-z_]+)$")
 WIRE_FOLDERS = ("daemons/", "cli/", "tests/", "bench/", "tools/")
 
 # (what, pattern, files where it is allowed, remedy)
@@ -146,6 +150,8 @@ class Tidy:
                 self.report(file, number, "include", "paths start at the repository root")
             if WIRE_HEADERS.match(target) and not file.startswith(WIRE_FOLDERS):
                 self.report(file, number, "include", f"{target}: protobuf and ZeroMQ stay in daemons/ and cli/")
+            if CUDA_FILES.match(file) and not CUDA_HEADERS.match(target):
+                self.report(file, number, "include", f"{target}: kernel sources include CUDA and gpu-worker/cuda only")
             self.check_direction(file, number, target)
 
     def check_direction(self, file, number, target):
@@ -154,7 +160,7 @@ class Tidy:
             return
         # A process never includes another process: daemons/loader only itself and what is shared.
         own = "/".join(file.split("/")[:2]) if folder == "daemons" and file.count("/") > 1 else folder
-        if any(target.startswith(prefix + "/") for prefix in [own, *MAY_INCLUDE[folder]]):
+        if any((target + "/").startswith(prefix + "/") for prefix in [own, *MAY_INCLUDE[folder]]):
             return
         self.report(file, number, "include", f"{folder}/ may not include {target} (ARCHITECTURE.md, include direction)")
 
@@ -180,12 +186,17 @@ class Tidy:
                 self.report(file, first, "function", f"{name} has {lines} lines{listed}; a screen is {FUNCTION_MAX}")
 
     def is_listed(self, file, cmake):
-        """Named by a CMakeLists.txt of its own folder or of one above (or by path from the root anywhere)."""
+        """Named by a CMakeLists.txt of its own folder or of one above (or by path from the root anywhere).
+
+        Kernels (.cu) may be named by a pattern, folder/*.cu, since two modules take the same list.
+        """
         path = pathlib.PurePosixPath(file)
         for folder in path.parents:
             text = cmake.get(str(folder / "CMakeLists.txt") if str(folder) != "." else "CMakeLists.txt")
-            relative = path.relative_to(folder)
-            if text and re.search(rf"(?<![\w./-]){re.escape(str(relative))}(?![\w.-])", text):
+            names = [path.relative_to(folder)]
+            if file.endswith(".cu"):
+                names.append(names[0].with_name("*.cu"))
+            if text and any(re.search(rf"(?<![\w./-]){re.escape(str(name))}(?![\w.-])", text) for name in names):
                 return True
         return any(re.search(rf"(?<![\w.-]){re.escape(file)}(?![\w.-])", text) for text in cmake.values())
 

@@ -19,6 +19,10 @@ CLEAN = {
     "shm/base/clock.cc": "struct A { A(const A&) = delete; };\nauto a = std::unique_ptr<A>(new A(1)); auto b = new (p) A;\n",
     "io-worker/CMakeLists.txt": "add_library(y loader.cc)\n",
     "io-worker/loader.cc": '#include "shm/pool.h"\n#include "checkpoint/config.h"\n',
+    "gpu-worker/cuda/CMakeLists.txt": "file(GLOB kernels kernels/*.cu)\n",
+    "gpu-worker/cuda/kernels/norm.cu": '#include <cstdint>\n#include "gpu-worker/cuda/kernel_language.h"\n',
+    "trace/CMakeLists.txt": "add_library(z replay.cc)\n",
+    "trace/replay.cc": '#include "io-worker/residency.h"\n#include "gpu-worker/cuda/vram_cache.h"\n',
 }
 
 
@@ -31,6 +35,8 @@ PLANTED = {
     "include": [("shm/pool.cc", '#include "io-worker/loader.h"\n'),
                 ("shm/base/clock.cc", '#include "shm/pool.h"\n'),
                 ("io-worker/loader.cc", '#include "gpu-worker/decode.h"\n'),
+                ("trace/replay.cc", '#include "gpu-worker/cuda/device_api.h"\n'),
+                ("gpu-worker/cuda/kernels/norm.cu", '#include "shm/base/result.h"\n'),
                 ("io-worker/loader.cc", '#include "../shm/pool.h"\n'),
                 ("io-worker/loader.cc", "#include <zmq.hpp>\n"),
                 ("io-worker/loader.cc", '#include "stoker.pb.h"\n')],
@@ -49,7 +55,7 @@ PLANTED = {
     "marker": [("shm/pool.cc", "// TO" "DO later\n")],
     "function": [("shm/pool.cc", long_function(71))],
     "pragma": [("shm/other.h", "int x;\n")],
-    "unlisted": [("shm/forgotten.cc", "int x;\n")],
+    "unlisted": [("shm/forgotten.cc", "int x;\n"), ("gpu-worker/cuda/forgotten.cu", "int x;\n")],
     "blob": [("docs/picture.png", "x" * ((1 << 20) + 1))],
 }
 

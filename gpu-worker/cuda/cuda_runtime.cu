@@ -1,0 +1,260 @@
+// The CUDA half of the table that has no kernels.
+#include <cstdio>
+
+#include "gpu-worker/cuda/kernel_language.h"
+#include "gpu-worker/cuda/module.h"
+
+static_assert(CUDART_VERSION >= 12000, "Stoker's CUDA module needs the CUDA Toolkit 12.0 or newer");
+
+namespace stoker::device {
+namespace {
+
+// Handles are CUDA's own, under our names: no allocation, nothing to look up.
+cudaStream_t native(Stream* s) { return reinterpret_cast<cudaStream_t>(s); }
+cudaEvent_t native(Event* e) { return reinterpret_cast<cudaEvent_t>(e); }
+cudaGraphExec_t native(Graph* g) { return reinterpret_cast<cudaGraphExec_t>(g); }
+
+// Turing: the oldest GPUs that CUDA 13 compiles for.
+constexpr int kLeastMajor = 7, kLeastMinor = 5;
+
+thread_local char status_text[512];
+int opened_device = -1;
+
+template <class... Arguments>
+Status say(const char* format, Arguments... arguments) {
+  std::snprintf(status_text, sizeof status_text, format, arguments...);
+  return status_text;
+}
+
+/// For what cannot return a status. There is nothing to do about it, but it must not go unseen.
+void complain(Status status) {
+  if (status != nullptr) std::fprintf(stderr, "stoker: CUDA: %s\n", status);
+}
+
+__global__ void probe() {}
+
+/// Whether this file's code, and with it the module's, can run on the current device.
+Status check_code(const cudaDeviceProp& properties) {
+  cudaFuncAttributes attributes;
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, probe);
+  if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion) {
+    (void)cudaGetLastError();
+    return say("%s (compute capability %d.%d): this libstoker-cuda.so has no code that it or its driver can run (%s). "
+               "Update the driver, or build Stoker with -DSTOKER_CUDA_ARCHITECTURES=%d%d",
+               properties.name, properties.major, properties.minor, cudaGetErrorName(error), properties.major,
+               properties.minor);
+  }
+  return cuda_status(error, "loading the kernels");
+}
+
+void fill(Info* info, const cudaDeviceProp& properties) {
+  std::snprintf(info->name, sizeof info->name, "%s", properties.name);
+  info->major = static_cast<std::uint32_t>(properties.major);
+  info->minor = static_cast<std::uint32_t>(properties.minor);
+  info->multiprocessors = static_cast<std::uint32_t>(properties.multiProcessorCount);
+}
+
+Status fill_versions(Info* info) {
+  int driver = 0, runtime = 0;
+  if (Status s = cuda_status(cudaDriverGetVersion(&driver), "asking for the driver's version")) return s;
+  if (Status s = cuda_status(cudaRuntimeGetVersion(&runtime), "asking for the runtime's version")) return s;
+  info->driver = static_cast<std::uint32_t>(driver);
+  info->runtime = static_cast<std::uint32_t>(runtime);
+  return nullptr;
+}
+
+}  // namespace
+
+Status cuda_status(cudaError_t error, const char* attempt) {
+  if (error == cudaSuccess) return nullptr;
+  // CUDA keeps the error for the next cudaGetLastError(), which is after a launch that has nothing to do with it.
+  (void)cudaGetLastError();
+  return say("%s: %s (%s)", attempt, cudaGetErrorString(error), cudaGetErrorName(error));
+}
+
+namespace runtime {
+
+const char kKind[] = "cuda";
+
+Status count(std::uint32_t* devices) {
+  *devices = 0;
+  int found = 0;
+  const cudaError_t error = cudaGetDeviceCount(&found);
+  if (error == cudaErrorInsufficientDriver) {
+    (void)cudaGetLastError();
+    return say("the NVIDIA driver is missing, or older than CUDA %d.%d needs: install or update it (nvidia-smi shows "
+               "its version)",
+               CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+  }
+  if (error == cudaErrorNoDevice) {
+    (void)cudaGetLastError();
+    return nullptr;
+  }
+  if (Status s = cuda_status(error, "counting GPUs")) return s;
+  *devices = static_cast<std::uint32_t>(found);
+  return nullptr;
+}
+
+Status open(std::uint32_t device, Info* info) {
+  const int id = static_cast<int>(device);
+  cudaDeviceProp properties;
+  if (Status s = cuda_status(cudaGetDeviceProperties(&properties, id), "asking about the GPU")) return s;
+  if (properties.major * 10 + properties.minor < kLeastMajor * 10 + kLeastMinor) {
+    return say("%s has compute capability %d.%d; Stoker needs %d.%d (GeForce RTX 20 or newer). Use the CPU backend",
+               properties.name, properties.major, properties.minor, kLeastMajor, kLeastMinor);
+  }
+  // Who waits for an event spins. A blocking wait costs an interrupt and a wake-up, 30 microseconds and more, and a
+  // decode step waits once per layer for the router's choice.
+  if (Status s = cuda_status(cudaInitDevice(id, cudaDeviceScheduleSpin, cudaInitDeviceFlagsAreValid),
+                             "initialising the GPU")) {
+    return s;
+  }
+  if (Status s = cuda_status(cudaSetDevice(id), "selecting the GPU")) return s;
+  if (Status s = check_code(properties)) return s;
+  fill(info, properties);
+  if (Status s = fill_versions(info)) return s;
+  opened_device = id;
+  return memory(&info->memory_free, &info->memory_total);
+}
+
+Status bind_thread() {
+  if (opened_device < 0) return say("binding a thread: no device is open");
+  return cuda_status(cudaSetDevice(opened_device), "binding a thread to the GPU");
+}
+
+Status memory(std::uint64_t* free, std::uint64_t* total) {
+  std::size_t free_bytes = 0, total_bytes = 0;
+  if (Status s = cuda_status(cudaMemGetInfo(&free_bytes, &total_bytes), "asking for free memory")) return s;
+  *free = free_bytes;
+  *total = total_bytes;
+  return nullptr;
+}
+
+void close() {
+  if (opened_device < 0) return;
+  complain(cuda_status(cudaDeviceReset(), "closing the GPU"));
+  opened_device = -1;
+}
+
+Status alloc(std::uint64_t bytes, void** out) {
+  *out = nullptr;
+  if (bytes == 0) return nullptr;
+  const cudaError_t error = cudaMalloc(out, bytes);
+  if (error != cudaErrorMemoryAllocation) return cuda_status(error, "allocating device memory");
+  (void)cudaGetLastError();
+  std::uint64_t free = 0, total = 0;
+  if (Status s = memory(&free, &total)) return s;
+  return say("out of device memory: %llu bytes asked for, %llu of %llu free", static_cast<unsigned long long>(bytes),
+             static_cast<unsigned long long>(free), static_cast<unsigned long long>(total));
+}
+
+void free(void* p) { complain(cuda_status(cudaFree(p), "freeing device memory")); }
+
+Status alloc_host(std::uint64_t bytes, void** out) {
+  *out = nullptr;
+  if (bytes == 0) return nullptr;
+  return cuda_status(cudaHostAlloc(out, bytes, cudaHostAllocDefault), "allocating pinned memory");
+}
+
+void free_host(void* p) { complain(cuda_status(cudaFreeHost(p), "freeing pinned memory")); }
+
+Status register_host(void* p, std::uint64_t bytes) {
+  const cudaError_t error = cudaHostRegister(p, bytes, cudaHostRegisterDefault);
+  if (error == cudaSuccess) return nullptr;
+  (void)cudaGetLastError();
+  return say("pinning %llu bytes of host memory: %s (%s)", static_cast<unsigned long long>(bytes),
+             cudaGetErrorString(error), cudaGetErrorName(error));
+}
+
+void unregister_host(void* p) { complain(cuda_status(cudaHostUnregister(p), "unpinning host memory")); }
+
+Status new_stream(bool urgent, Stream** out) {
+  int least = 0, greatest = 0;
+  if (Status s = cuda_status(cudaDeviceGetStreamPriorityRange(&least, &greatest), "asking for priorities")) return s;
+  cudaStream_t stream = nullptr;
+  // Non-blocking: nothing of ours is on the default stream, and nothing there shall wait for us.
+  const cudaError_t error = cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, urgent ? greatest : least);
+  *out = reinterpret_cast<Stream*>(stream);
+  return cuda_status(error, "making a stream");
+}
+
+void free_stream(Stream* s) {
+  if (s != nullptr) complain(cuda_status(cudaStreamDestroy(native(s)), "freeing a stream"));
+}
+
+Status synchronize(Stream* s) { return cuda_status(cudaStreamSynchronize(native(s)), "waiting for a stream"); }
+
+Status new_event(bool timed, Event** out) {
+  cudaEvent_t event = nullptr;
+  const cudaError_t error = cudaEventCreateWithFlags(&event, timed ? cudaEventDefault : cudaEventDisableTiming);
+  *out = reinterpret_cast<Event*>(event);
+  return cuda_status(error, "making an event");
+}
+
+void free_event(Event* e) {
+  if (e != nullptr) complain(cuda_status(cudaEventDestroy(native(e)), "freeing an event"));
+}
+
+Status record(Event* e, Stream* s) { return cuda_status(cudaEventRecord(native(e), native(s)), "recording an event"); }
+
+Status wait(Stream* s, Event* e) {
+  return cuda_status(cudaStreamWaitEvent(native(s), native(e), 0), "making a stream wait for an event");
+}
+
+Status query(Event* e, bool* fired) {
+  const cudaError_t error = cudaEventQuery(native(e));
+  *fired = error == cudaSuccess;
+  if (error != cudaErrorNotReady) return cuda_status(error, "asking for an event");
+  (void)cudaGetLastError();
+  return nullptr;
+}
+
+Status wait_host(Event* e) { return cuda_status(cudaEventSynchronize(native(e)), "waiting for an event"); }
+
+Status elapsed(Event* from, Event* to, float* milliseconds) {
+  return cuda_status(cudaEventElapsedTime(milliseconds, native(from), native(to)), "taking the time between events");
+}
+
+Status begin_capture(Stream* s) {
+  // Thread-local: other threads of the process (another session's worker) may allocate meanwhile.
+  return cuda_status(cudaStreamBeginCapture(native(s), cudaStreamCaptureModeThreadLocal), "beginning a capture");
+}
+
+Status end_capture(Stream* s, Graph** out) {
+  *out = nullptr;
+  cudaGraph_t graph = nullptr;
+  if (Status status = cuda_status(cudaStreamEndCapture(native(s), &graph), "ending a capture")) return status;
+  cudaGraphExec_t executable = nullptr;
+  // cudaGraphInstantiate has other parameters in CUDA 11 and 12; this one is the same in all.
+  const Status status =
+      cuda_status(cudaGraphInstantiateWithFlags(&executable, graph, 0), "making a graph executable");
+  const cudaError_t error = cudaGraphDestroy(graph);
+  if (status != nullptr) return status;
+  *out = reinterpret_cast<Graph*>(executable);
+  return cuda_status(error, "freeing a captured graph");
+}
+
+Status launch(Graph* g, Stream* s) { return cuda_status(cudaGraphLaunch(native(g), native(s)), "launching a graph"); }
+
+void free_graph(Graph* g) {
+  if (g != nullptr) complain(cuda_status(cudaGraphExecDestroy(native(g)), "freeing a graph"));
+}
+
+Status to_device(void* to, const void* from, std::uint64_t bytes, Stream* s) {
+  return cuda_status(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, native(s)), "copying to the GPU");
+}
+
+Status to_host(void* to, const void* from, std::uint64_t bytes, Stream* s) {
+  return cuda_status(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, native(s)), "copying from the GPU");
+}
+
+Status on_device(void* to, const void* from, std::uint64_t bytes, Stream* s) {
+  return cuda_status(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, native(s)), "copying on the GPU");
+}
+
+Status clear(void* p, std::uint64_t bytes, Stream* s) {
+  return cuda_status(cudaMemsetAsync(p, 0, bytes, native(s)), "clearing device memory");
+}
+
+}  // namespace runtime
+}  // namespace stoker::device

@@ -1,0 +1,146 @@
+// Device memory, pinned memory, streams and events as values that free themselves, over the table of a
+// module.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <utility>
+
+#include "gpu-worker/cuda/device_api.h"
+#include "shm/base/result.h"
+
+namespace stoker {
+
+/// Status as a Result; `what` begins the message.
+inline Result<void> device_result(device::Status status, const char* what) {
+  if (status == nullptr) return {};
+  return fail(Errc::io, std::string(what) + ": " + status);
+}
+
+/// Returns from this function if the call fails. `what` ("copying expert 3") is made only then: calls are on
+/// the decode path.
+#define STOKER_DEVICE(what, ...)                                                          \
+  do {                                                                                    \
+    if (const ::stoker::device::Status stoker_bad = (__VA_ARGS__); stoker_bad != nullptr) \
+      return ::stoker::fail(::stoker::Errc::io, std::string(what) + ": " + stoker_bad);   \
+  } while (false)
+
+/// `size` elements of device memory, not cleared. Moves, does not copy; the module must outlive it.
+template <class T>
+class DeviceArray {
+ public:
+  DeviceArray() = default;
+  static Result<DeviceArray> make(const device::Api& api, std::size_t size) {
+    DeviceArray a;
+    void* p = nullptr;
+    if (const device::Status bad = api.alloc(std::max<std::size_t>(size, 1) * sizeof(T), &p); bad != nullptr)
+      return fail(Errc::no_memory, std::to_string(size * sizeof(T)) + " bytes of device memory: " + bad +
+                                       "; give a smaller --vram, or free the card");
+    a.api_ = &api;
+    a.data_ = static_cast<T*>(p);
+    a.size_ = size;
+    return a;
+  }
+  DeviceArray(DeviceArray&& other) noexcept { swap(other); }
+  DeviceArray& operator=(DeviceArray&& other) noexcept {
+    swap(other);
+    return *this;
+  }
+  ~DeviceArray() {
+    if (data_ != nullptr) api_->free(data_);
+  }
+  [[nodiscard]] T* data() const { return data_; }
+  [[nodiscard]] std::size_t size() const { return size_; }
+  [[nodiscard]] std::uint64_t bytes() const { return size_ * sizeof(T); }
+
+ private:
+  void swap(DeviceArray& other) {
+    std::swap(api_, other.api_);
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+  }
+  const device::Api* api_ = nullptr;
+  T* data_ = nullptr;
+  std::size_t size_ = 0;
+};
+
+/// Pinned host memory: the only kind that the device copies to and from while the host goes on.
+template <class T>
+class PinnedArray {
+ public:
+  PinnedArray() = default;
+  static Result<PinnedArray> make(const device::Api& api, std::size_t size) {
+    PinnedArray a;
+    void* p = nullptr;
+    if (const device::Status bad = api.alloc_host(std::max<std::size_t>(size, 1) * sizeof(T), &p);
+        bad != nullptr)
+      return fail(Errc::no_memory, std::to_string(size * sizeof(T)) + " bytes of pinned memory: " + bad);
+    a.api_ = &api;
+    a.data_ = static_cast<T*>(p);
+    a.size_ = size;
+    return a;
+  }
+  PinnedArray(PinnedArray&& other) noexcept { swap(other); }
+  PinnedArray& operator=(PinnedArray&& other) noexcept {
+    swap(other);
+    return *this;
+  }
+  ~PinnedArray() {
+    if (data_ != nullptr) api_->free_host(data_);
+  }
+  [[nodiscard]] T* data() const { return data_; }
+  [[nodiscard]] std::size_t size() const { return size_; }
+  [[nodiscard]] std::uint64_t bytes() const { return size_ * sizeof(T); }
+  T& operator[](std::size_t i) const { return data_[i]; }
+
+ private:
+  void swap(PinnedArray& other) {
+    std::swap(api_, other.api_);
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+  }
+  const device::Api* api_ = nullptr;
+  T* data_ = nullptr;
+  std::size_t size_ = 0;
+};
+
+/// A stream, event or graph that is freed with its owner.
+template <class T, void (*device::Api::*Free)(T*)>
+class DeviceObject {
+ public:
+  DeviceObject() = default;
+  DeviceObject(const device::Api& api, T* object) : api_(&api), object_(object) {}
+  DeviceObject(DeviceObject&& other) noexcept
+      : api_(other.api_), object_(std::exchange(other.object_, nullptr)) {}
+  DeviceObject& operator=(DeviceObject&& other) noexcept {
+    std::swap(api_, other.api_);
+    std::swap(object_, other.object_);
+    return *this;
+  }
+  ~DeviceObject() {
+    if (object_ != nullptr) (api_->*Free)(object_);
+  }
+  [[nodiscard]] T* get() const { return object_; }
+
+ private:
+  const device::Api* api_ = nullptr;
+  T* object_ = nullptr;
+};
+using DeviceStream = DeviceObject<device::Stream, &device::Api::free_stream>;
+using DeviceEvent = DeviceObject<device::Event, &device::Api::free_event>;
+using DeviceGraph = DeviceObject<device::Graph, &device::Api::free_graph>;
+
+inline Result<DeviceStream> make_stream(const device::Api& api, bool urgent) {
+  device::Stream* stream = nullptr;
+  STOKER_DEVICE("making a stream", api.new_stream(urgent, &stream));
+  return DeviceStream(api, stream);
+}
+inline Result<DeviceEvent> make_event(const device::Api& api, bool timed = false) {
+  device::Event* event = nullptr;
+  STOKER_DEVICE("making an event", api.new_event(timed, &event));
+  return DeviceEvent(api, event);
+}
+
+}  // namespace stoker

@@ -1,0 +1,304 @@
+// From configuration and image to a model on the device: what lies where, within the budget, and how fast the
+// lanes are. Order matters: what must be there comes first, and the experts get what is left.
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include "gpu-worker/cpu/rope.h"
+#include "gpu-worker/cuda/model.h"
+#include "shm/base/check.h"
+
+namespace stoker {
+namespace {
+
+/// Left alone when no budget is given: the display, the driver's own, and what CUDA takes for kernels.
+constexpr std::uint64_t kMargin = 600ULL << 20;
+/// Attention splits steps into groups of rows that fit.
+constexpr std::uint64_t kAttentionFloats = 8ULL << 20;
+constexpr std::uint32_t kLogitRows = 16;
+constexpr std::uint64_t kPinChunk = 1ULL << 30;
+
+std::string mib(std::uint64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
+
+}  // namespace
+
+Result<std::unique_ptr<CudaModel>> CudaModel::load(const ModelConfig& config, const WeightsImage& image,
+                                                   const CudaOptions& options, const Clock& clock) {
+  if (options.step_tokens == 0 || options.sequences == 0 || options.context == 0)
+    return fail(Errc::invalid, "step_tokens, sequences and context must be at least 1");
+  STOKER_TRY(DeviceModule module, DeviceModule::open(options.kind, options.module_path));
+  std::unique_ptr<CudaModel> model(new CudaModel(std::move(module), config, options, clock));
+  STOKER_TRY_VOID(model->load_all(image));
+  return model;
+}
+
+CudaModel::CudaModel(DeviceModule module, const ModelConfig& config, const CudaOptions& options,
+                     const Clock& clock)
+    : module_(std::move(module)),
+      api_(module_.api()),
+      config_(config),
+      dims_(config),
+      options_(options),
+      clock_(clock),
+      inv_freq_(inverse_frequencies(config.rope_theta, config.rotary_dim)),
+      rows_(options.step_tokens),
+      uses_(config, options.step_tokens) {}
+
+CudaModel::~CudaModel() {
+  if (session_.api == nullptr) return;
+  // Nothing may be under way when memory goes; errors have been reported by whoever saw them first.
+  (void)api_.bind_thread();
+  if (copy_.get() != nullptr) (void)api_.synchronize(copy_.get());
+  if (compute_.get() != nullptr) (void)api_.synchronize(compute_.get());
+  for (const std::span<std::byte> chunk : pinned_) api_.unregister_host(chunk.data());
+}
+
+Result<void> CudaModel::load_all(const WeightsImage& image) {
+  STOKER_TRY_VOID(open_device());
+  STOKER_TRY_VOID(bind(image));
+  STOKER_TRY_VOID(make_workspace());
+  STOKER_TRY_VOID(make_slots());
+  STOKER_TRY_VOID(pin_pool());
+  return measure_lanes();
+}
+
+Result<void> CudaModel::open_device() {
+  STOKER_DEVICE("device " + std::to_string(options_.device), api_.open(options_.device, &info_));
+  session_.api = &api_;
+  if (options_.vram_percent > 0)
+    options_.vram =
+        static_cast<std::uint64_t>(static_cast<double>(info_.memory_total) * options_.vram_percent / 100);
+  if (options_.vram > info_.memory_total)
+    return fail(Errc::invalid, "--vram " + mib(options_.vram) + " is more than the " +
+                                   mib(info_.memory_total) + " of " + info_.name);
+  const std::uint64_t budget = options_.vram != 0 ? options_.vram : info_.memory_free;
+  if (options_.sequence_percent > 0)
+    options_.sequence_memory =
+        static_cast<std::uint64_t>(static_cast<double>(budget) * options_.sequence_percent / 100);
+  STOKER_TRY(compute_, make_stream(api_, true));
+  STOKER_TRY(copy_, make_stream(api_, false));
+  STOKER_TRY(chosen_, make_event(api_));
+  for (Batch& batch : batches_) {
+    STOKER_TRY(batch.copied, make_event(api_));
+    STOKER_TRY(batch.computed, make_event(api_));
+    batch.leases.reserve(kExpertBatch);
+  }
+  return {};
+}
+
+Result<void> CudaModel::bind(const WeightsImage& image) {
+  STOKER_TRY(kernels_, select_kernels(options_.cpu.simd));
+  threads_ = std::make_unique<ThreadPool>(options_.cpu.threads);
+  STOKER_TRY(host_, bind_weights(config_, image, *kernels_, *threads_));
+  STOKER_TRY(weights_, DeviceWeights::upload(api_, compute_.get(), config_, host_, image));
+  sequences_ = std::make_unique<SequenceMemory>(api_, compute_.get(), config_);
+  matrix_bytes_ =
+      std::uint64_t{config_.hidden_size} * config_.moe_intermediate * dtype_bytes(host_.expert_dtype);
+  part_bytes_ = (matrix_bytes_ + 255) / 256 * 256;
+  slot_bytes_ = 3 * part_bytes_;
+  return {};
+}
+
+Result<void> CudaModel::make_workspace() {
+  const std::size_t n = options_.step_tokens;
+  const std::size_t k = config_.experts_per_token;
+  const std::size_t hidden = config_.hidden_size;
+  const std::uint32_t lookahead = std::max(1U, std::min(options_.lookahead, config_.experts));
+  pages_max_ = (options_.context + device::kPagePositions - 1) / device::kPagePositions;
+  const auto floats = [&](DeviceArray<float>& a, std::size_t size) -> Result<void> {
+    STOKER_TRY(a, DeviceArray<float>::make(api_, size));
+    return {};
+  };
+  const std::uint64_t attention = api_.attention_workspace(
+      config_.attention_heads, config_.head_dim, std::bit_ceil(pages_max_) * device::kPagePositions);
+  const std::pair<DeviceArray<float>*, std::size_t> sizes[] = {
+      {&h_, n * hidden},
+      {&proj_, n * std::max(dims_.conv_dim + dims_.value_dim, 2 * dims_.q_dim)},
+      {&side_, n * std::max(2 * config_.linear_value_heads, 2 * dims_.kv_dim)},
+      {&conv_, n * dims_.conv_dim},
+      {&core_, n * std::max(dims_.value_dim, dims_.q_dim)},
+      {&router_, n * config_.experts},
+      {&ahead_, n * config_.experts},
+      {&topk_, n * k},
+      {&ahead_scores_, n * lookahead},
+      {&gate_, n * k * config_.moe_intermediate},
+      {&up_, n * k * config_.moe_intermediate},
+      {&expert_out_, n * k * hidden},
+      {&shared_gate_, n * config_.shared_intermediate},
+      {&shared_up_, n * config_.shared_intermediate},
+      {&shared_out_, n * hidden},
+      {&shared_sigma_, n},
+      {&attention_, std::max<std::uint64_t>(attention, kAttentionFloats)},
+      {&normed_, kLogitRows * hidden},
+      {&logits_device_, std::size_t{kLogitRows} * config_.vocab_size},
+      {&spare_page_, sequences_->page_bytes() / sizeof(float)}};
+  for (const auto& [array, size] : sizes) STOKER_TRY_VOID(floats(*array, size));
+  STOKER_TRY(ids_, DeviceArray<std::uint32_t>::make(api_, n * k));
+  STOKER_TRY(ahead_ids_, DeviceArray<std::uint32_t>::make(api_, n * lookahead));
+  STOKER_TRY(flags_, DeviceArray<std::uint32_t>::make(api_, n + kLogitRows));
+  STOKER_TRY(pairs_device_, DeviceArray<std::uint32_t>::make(api_, n * k));
+  STOKER_TRY(from_device_, DeviceArray<std::uint32_t>::make(api_, n));
+  STOKER_TRY(experts_device_, DeviceArray<device::Expert>::make(api_, config_.experts));
+  std::byte origin{};
+  const auto down = static_cast<std::size_t>(tables_at(&origin).end - &origin);
+  STOKER_TRY(down_device_, DeviceArray<std::byte>::make(api_, down));
+  return make_pinned(down, lookahead);
+}
+
+Result<void> CudaModel::make_pinned(std::size_t down, std::uint32_t lookahead) {
+  const std::size_t n = options_.step_tokens;
+  const std::size_t k = config_.experts_per_token;
+  const std::size_t hidden = config_.hidden_size;
+  STOKER_TRY(down_, PinnedArray<std::byte>::make(api_, down));
+  for (Choice& choice : choice_) {
+    STOKER_TRY(choice.ids, PinnedArray<std::uint32_t>::make(api_, n * k));
+    STOKER_TRY(choice.weights, PinnedArray<float>::make(api_, n * k));
+    STOKER_TRY(choice.ahead_ids, PinnedArray<std::uint32_t>::make(api_, n * lookahead));
+    STOKER_TRY(choice.ahead_scores, PinnedArray<float>::make(api_, n * lookahead));
+  }
+  STOKER_TRY(flags_up_, PinnedArray<std::uint32_t>::make(api_, n));
+  STOKER_TRY(logit_flags_, PinnedArray<std::uint32_t>::make(api_, n));
+  STOKER_TRY(pairs_down_, PinnedArray<std::uint32_t>::make(api_, n * k));
+  STOKER_TRY(from_down_, PinnedArray<std::uint32_t>::make(api_, n));
+  STOKER_TRY(experts_down_, PinnedArray<device::Expert>::make(api_, config_.experts));
+  STOKER_TRY(logits_up_, PinnedArray<float>::make(api_, std::size_t{kLogitRows} * config_.vocab_size));
+  // The CPU lane serves decode steps.
+  const std::size_t decoding = options_.sequences;
+  STOKER_TRY(h_up_, PinnedArray<float>::make(api_, decoding * hidden));
+  STOKER_TRY(cpu_out_, PinnedArray<float>::make(api_, decoding * k * hidden));
+  cpu_batch_ = std::make_unique<ExpertBatch>(config_, host_.expert_dtype, *kernels_, *threads_, decoding);
+  cpu_ready_.reserve(kExpertBatch);
+  missing_.reserve(config_.experts);
+  return {};
+}
+
+/// Experts get what the budget leaves after everything else, sequences that are to come included.
+Result<void> CudaModel::make_slots() {
+  std::uint64_t free = 0;
+  std::uint64_t total = 0;
+  STOKER_DEVICE("asking for free memory", api_.memory(&free, &total));
+  const std::uint64_t used = info_.memory_free - std::min(info_.memory_free, free);
+  std::uint64_t left = free > kMargin ? free - kMargin : 0;
+  if (options_.vram != 0) left = std::min(free, options_.vram > used ? options_.vram - used : 0);
+  const std::uint64_t staging = 2 * kExpertBatch;
+  const std::uint64_t others = options_.sequence_memory + staging * slot_bytes_;
+  const std::uint64_t most = std::uint64_t{config_.layers} * config_.experts;
+  std::uint64_t slots = left > others ? std::min((left - others) / slot_bytes_, most) : 0;
+  if (options_.vram_slots != 0) slots = std::min<std::uint64_t>(options_.vram_slots, most);
+  if (left < others)
+    return fail(Errc::no_memory,
+                "device memory: weights and workspace take " + mib(used) + ", sequences " +
+                    mib(options_.sequence_memory) + ", staging " + mib(staging * slot_bytes_) + "; " +
+                    mib(left) + " are left of " +
+                    mib(options_.vram != 0 ? options_.vram : info_.memory_free) +
+                    ": give a larger --vram, or smaller --sequence-memory, --context or --chunk");
+  if (slots < config_.layers)
+    options_.warn("device memory holds " + std::to_string(slots) +
+                  " experts, less than one per layer: nothing stays there");
+  vram_ = std::make_unique<VramCache>(config_.layers, config_.experts, static_cast<std::uint32_t>(slots));
+  STOKER_TRY(slots_, DeviceArray<std::byte>::make(api_, (slots + staging) * slot_bytes_));
+  return {};
+}
+
+/// Copies out of memory that is not pinned go through the driver's own buffer, at a third of the rate, and
+/// hold up the host.
+Result<void> CudaModel::pin_pool() {
+  for (std::size_t at = 0; at < options_.pool.size(); at += kPinChunk) {
+    const auto chunk = options_.pool.subspan(at, std::min<std::size_t>(kPinChunk, options_.pool.size() - at));
+    if (const device::Status bad = api_.register_host(chunk.data(), chunk.size()); bad != nullptr) {
+      options_.warn("the pool is not pinned (" + std::string(bad) +
+                    "): copies to the GPU are slower; raise "
+                    "LimitMEMLOCK or ulimit -l");
+      return {};
+    }
+    pinned_.push_back(chunk);
+  }
+  return {};
+}
+
+Result<void> CudaModel::measure_lanes() {
+  double cpu = options_.cpu_rate;
+  double copy = options_.copy_rate;
+  if (options_.lane == Lane::automatic) {
+    if (cpu <= 0) {
+      STOKER_TRY(cpu, measure_cpu());
+    }
+    if (copy <= 0) {
+      STOKER_TRY(copy, measure_copies());
+    }
+  }
+  lanes_ = LaneSplit(std::max(cpu, 1.0), std::max(copy, 1.0));
+  return {};
+}
+
+/// One expert after another into the staging slots, out of pinned memory: best of three.
+Result<double> CudaModel::measure_copies() {
+  STOKER_TRY(const PinnedArray<std::byte> from,
+             PinnedArray<std::byte>::make(api_, kExpertBatch * slot_bytes_));
+  std::memset(from.data(), 0, from.bytes());
+  double best = 0;
+  for (int round = 0; round < 3; ++round) {
+    const Duration start = clock_.now();
+    for (std::uint32_t i = 0; i < kExpertBatch; ++i)
+      for (std::size_t part = 0; part < 3; ++part)
+        STOKER_DEVICE("measuring copies", api_.to_device(staging(0, i) + part * part_bytes_,
+                                                         from.data() + i * slot_bytes_ + part * part_bytes_,
+                                                         matrix_bytes_, copy_.get()));
+    STOKER_DEVICE("measuring copies", api_.synchronize(copy_.get()));
+    best =
+        std::max(best, static_cast<double>(3 * matrix_bytes_ * kExpertBatch) / seconds(clock_.now() - start));
+  }
+  return best;
+}
+
+/// A decode step's worth of experts out of memory: best of three.
+Result<double> CudaModel::measure_cpu() {
+  const std::size_t count = std::max(1U, config_.experts_per_token);
+  std::vector<std::byte> weights(count * 3 * matrix_bytes_, std::byte{0x38});
+  const std::vector<float> scales(weights_.scales_per_expert, 1.0F);
+  std::vector<LeasedExpert> experts;
+  std::vector<std::uint32_t> ids;
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::byte* at = weights.data() + i * 3 * matrix_bytes_;
+    experts.push_back({.expert = ExpertId(static_cast<std::uint16_t>(i)),
+                       .gate = at,
+                       .up = at + matrix_bytes_,
+                       .down = at + 2 * matrix_bytes_,
+                       .scales = scales.data()});
+    ids.push_back(static_cast<std::uint32_t>(i));
+  }
+  const Row row{};
+  const Segment segment{};
+  SegmentResult result;
+  Step step{};
+  step.segments = std::span(&segment, 1);
+  step.results = std::span(&result, 1);
+  step.rows = std::span(&row, 1);
+  const std::vector<float> ones(count, 1.0F);
+  uses_.collect(step, ids.data(), ones.data());
+  std::memset(h_up_.data(), 0, config_.hidden_size * sizeof(float));
+  double best = 0;
+  for (int round = 0; round < 3; ++round) {
+    const Duration start = clock_.now();
+    for (std::size_t at = 0; at < count; at += kExpertBatch)
+      cpu_batch_->run(std::span(experts).subspan(at, std::min(kExpertBatch, count - at)), uses_, h_up_.data(),
+                      cpu_out_.data());
+    best = std::max(best, static_cast<double>(weights.size()) / seconds(clock_.now() - start));
+  }
+  return best;
+}
+
+std::string CudaModel::describe() const {
+  std::string text = std::string(api_.kind) + ", " + info_.name + ", " + std::to_string(vram_->slots()) +
+                     " experts in device memory";
+  if (options_.lane == Lane::gpu) return text + ", all experts on the GPU";
+  text += "; CPU lane " + std::string(kernels_->name) + ", " + std::to_string(threads_->threads()) +
+          (threads_->threads() == 1 ? " thread" : " threads");
+  if (options_.lane == Lane::cpu) return text;
+  const auto rate = [](double bytes) {
+    return std::to_string(static_cast<int>(bytes / 1e8 + 0.5) / 10) + " GB/s";
+  };
+  return text + " " + rate(lanes_.cpu()) + ", copies " + rate(lanes_.copy());
+}
+
+}  // namespace stoker

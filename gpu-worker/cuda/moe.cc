@@ -1,0 +1,253 @@
+// The experts of one layer: those in VRAM at once, the others through one of two lanes as they become
+// available.
+//
+// Order of use. The host waits for the router of every layer, so everything that was launched for earlier
+// layers is over when a layer begins: its lists may be written again, and a cache slot that is given away has
+// no reader left (slots belong to one layer, and members of the event are never victims). Within a layer only
+// staging slots are used twice; `computed` of their half orders that.
+#include <algorithm>
+
+#include "gpu-worker/cuda/model.h"
+#include "shm/base/check.h"
+
+namespace stoker {
+
+Result<void> CudaModel::moe(Step& step, std::size_t layer) {
+  const Choice& choice = choice_[layer % 2];
+  uses_.collect(step, choice.ids.data(), choice.weights.data());
+  step.timing = {};
+  lanes_.begin_layer();
+  listed_ = 0;
+  missing_.clear();
+  const auto pairs = uses_.pairs();
+  std::copy(pairs.begin(), pairs.end(), pairs_down_.data());
+  STOKER_DEVICE("sending the pairs",
+                api_.to_device(pairs_device_.data(), pairs_down_.data(), pairs.size_bytes(), compute_.get()));
+  // Hits first. What is not in VRAM is demanded before anything is launched: the disk is the slowest.
+  for (const ExpertId expert : uses_.wanted()) {
+    const LayerId at(static_cast<std::uint16_t>(layer));
+    const auto found = step.access == Access::decode ? vram_->find(at, expert) : vram_->peek(at, expert);
+    if (!found) {
+      missing_.push_back(expert);
+      continue;
+    }
+    uses_.took(step, expert, Tier::vram);
+    ++lane_counts_.vram;
+    list(layer, expert, slot(*found));
+  }
+  step.source->begin(LayerId(static_cast<std::uint16_t>(layer)), missing_, step.access);
+  if (step.timed) step.timing.demanded = step.timing.landed = clock_.now() - step.began;
+  STOKER_TRY_VOID(launch_experts(0, listed_));
+  look_ahead(step, layer);
+  STOKER_TRY_VOID(shared_expert(step, layer));
+  STOKER_TRY_VOID(serve(step, layer));
+  if (step.observer == nullptr) return {};
+  if (step.timed) step.timing.done = clock_.now() - step.began;
+  uses_.report(step, layer);
+  return {};
+}
+
+void CudaModel::look_ahead(const Step& step, std::size_t layer) {
+  if (!step.looks_ahead(options_.lookahead) || layer + 1 >= weights_.layers.size()) return;
+  const std::uint32_t count = std::min(options_.lookahead, config_.experts);
+  const Choice& choice = choice_[layer % 2];
+  for (std::size_t r = 0; r < step.rows.size(); ++r)
+    uses_.report_lookahead(step, layer, r, choice.ahead_ids.data() + r * count,
+                           choice.ahead_scores.data() + r * count, count);
+}
+
+Result<void> CudaModel::shared_expert(const Step& step, std::size_t layer) {
+  if (config_.shared_intermediate == 0) return {};
+  const auto rows = static_cast<std::uint32_t>(step.rows.size());
+  return run_piece(captures(step),
+                   {.piece = Piece::shared, .layer = static_cast<std::uint32_t>(layer), .rows = rows},
+                   [&] { return enqueue_shared(layer, rows); });
+}
+
+Result<void> CudaModel::enqueue_shared(std::size_t layer, std::uint32_t rows) {
+  const DeviceMoe& w = weights_.layers[layer].moe;
+  const std::uint32_t hidden = config_.hidden_size;
+  const std::uint32_t inner = config_.shared_intermediate;
+  STOKER_TRY_VOID(matmul(w.shared_scale, h_.data(), hidden, shared_sigma_.data(), 1, rows));
+  STOKER_TRY_VOID(matmul(w.shared_gate, h_.data(), hidden, shared_gate_.data(), inner, rows));
+  STOKER_TRY_VOID(matmul(w.shared_up, h_.data(), hidden, shared_up_.data(), inner, rows));
+  STOKER_DEVICE(
+      "shared expert",
+      api_.silu_mul({shared_gate_.data(), shared_up_.data(), std::uint64_t{rows} * inner}, compute_.get()));
+  return matmul(w.shared_down, shared_gate_.data(), inner, shared_out_.data(), hidden, rows);
+}
+
+/// Serves what VRAM does not hold. Nothing waits for a read while leases are held: a pool of any size goes
+/// on.
+Result<void> CudaModel::serve(Step& step, std::size_t layer) {
+  bool wait = false;
+  for (;;) {
+    STOKER_TRY(const SourceEvent::Kind after, take(step, layer, wait));
+    wait = false;
+    // The copies run while the CPU computes.
+    STOKER_TRY_VOID(launch_batch(step));
+    STOKER_TRY_VOID(run_cpu(step));
+    if (after == SourceEvent::Kind::leased) continue;
+    for (Batch& batch : batches_) STOKER_TRY_VOID(settle(step, batch));
+    if (after == SourceEvent::Kind::done) return {};
+    wait = true;
+  }
+}
+
+/// Takes experts until a batch is full or none is there; each goes to its lane. Returns why it stopped:
+/// leased = a batch is full.
+Result<SourceEvent::Kind> CudaModel::take(Step& step, std::size_t layer, bool wait) {
+  for (;;) {
+    const Duration before = wait ? clock_.now() : Duration{};
+    STOKER_TRY(const SourceEvent event, step.source->next(wait));
+    if (wait) step.count_stall(event, before, clock_.now());
+    wait = false;
+    if (event.kind == SourceEvent::Kind::failed) {
+      uses_.fail(step, event.expert, event.error);
+      continue;
+    }
+    if (event.kind != SourceEvent::Kind::leased) return event.kind;
+    const LeasedExpert& leased = event.leased;
+    uses_.took(step, leased.expert, leased.tier);
+    if (lane_of(step, leased) == Lane::cpu) {
+      ++lane_counts_.cpu;
+      cpu_ready_.push_back(leased);
+      cpu_pairs_ += uses_.of(leased.expert).count;
+      if (!cpu_batch_->has_room(cpu_ready_.size(), cpu_pairs_)) return SourceEvent::Kind::leased;
+    } else {
+      ++lane_counts_.copied;
+      STOKER_TRY_VOID(copy_in(step, layer, leased));
+      if (batches_[filling_].leases.size() == kExpertBatch) return SourceEvent::Kind::leased;
+    }
+  }
+}
+
+Lane CudaModel::lane_of(const Step& step, const LeasedExpert& expert) {
+  // The CPU has the experts' input of decode steps only.
+  if (step.access != Access::decode || step.rows.size() > options_.sequences) return Lane::gpu;
+  if (options_.lane != Lane::automatic) return options_.lane;
+  return lanes_.choose(static_cast<double>(3 * matrix_bytes_), uses_.of(expert.expert).count);
+}
+
+/// Starts the copy of one expert, to a cache slot if it is to stay.
+Result<void> CudaModel::copy_in(const Step& step, std::size_t layer, const LeasedExpert& expert) {
+  Batch& batch = batches_[filling_];
+  if (batch.leases.empty()) {
+    batch.first = listed_;
+    batch.staged = 0;
+    if (batch.in_use) STOKER_DEVICE("ordering copies", api_.wait(copy_.get(), batch.computed.get()));
+  }
+  const LayerId at(static_cast<std::uint16_t>(layer));
+  std::byte* to = nullptr;
+  if (step.access == Access::decode && vram_->wants(at, expert.expert)) {
+    if (const auto admitted = vram_->admit(at, expert.expert, uses_.wanted())) {
+      to = slot(*admitted);
+      // Whoever finds it launches after this batch, which waits for the copy.
+      vram_->filled(*admitted);
+    }
+  }
+  if (to == nullptr) to = staging(filling_, batch.staged++);
+  batch.leases.push_back(expert);
+  const std::byte* parts[3] = {expert.gate, expert.up, expert.down};
+  for (std::size_t i = 0; i < 3; ++i)
+    STOKER_DEVICE(
+        "copying expert " + std::to_string(expert.expert.value) + " of layer " + std::to_string(layer),
+        api_.to_device(to + i * part_bytes_, parts[i], matrix_bytes_, copy_.get()));
+  list(layer, expert.expert, to);
+  return {};
+}
+
+void CudaModel::list(std::size_t layer, ExpertId expert, const std::byte* at) {
+  const ExpertUse& use = uses_.of(expert);
+  const float* scales = weights_.layers[layer].moe.expert_scales;
+  if (scales != nullptr) scales += std::size_t{expert.value} * weights_.scales_per_expert;
+  experts_down_[listed_++] = {at, at + part_bytes_, at + 2 * part_bytes_, scales, use.first, use.count};
+}
+
+/// Experts listed[first .. first + count), whose weights are there in stream order.
+Result<void> CudaModel::launch_experts(std::uint32_t first, std::uint32_t count) {
+  if (count == 0) return {};
+  std::uint32_t most = 0;
+  for (std::uint32_t i = first; i < first + count; ++i) most = std::max(most, experts_down_[i].count);
+  STOKER_DEVICE("sending the list of experts",
+                api_.to_device(experts_device_.data() + first, experts_down_.data() + first,
+                               count * sizeof(device::Expert), compute_.get()));
+  return device_result(api_.experts({.experts = experts_device_.data() + first,
+                                     .pairs = pairs_device_.data(),
+                                     .count = count,
+                                     .most_pairs = most,
+                                     .k = config_.experts_per_token,
+                                     .hidden = config_.hidden_size,
+                                     .inner = config_.moe_intermediate,
+                                     .block_rows = config_.scale_block_rows,
+                                     .block_cols = config_.scale_block_cols,
+                                     .code = code_of(host_.expert_dtype),
+                                     .h = h_.data(),
+                                     .gate = gate_.data(),
+                                     .up = up_.data(),
+                                     .out = expert_out_.data()},
+                                    compute_.get()),
+                       "experts");
+}
+
+/// The batch that took copies is computed as soon as they are there; the other half takes the next ones.
+Result<void> CudaModel::launch_batch(Step& step) {
+  Batch& batch = batches_[filling_];
+  if (batch.leases.empty()) return {};
+  STOKER_DEVICE("recording an event", api_.record(batch.copied.get(), copy_.get()));
+  STOKER_DEVICE("ordering experts", api_.wait(compute_.get(), batch.copied.get()));
+  STOKER_TRY_VOID(launch_experts(batch.first, listed_ - batch.first));
+  STOKER_DEVICE("recording an event", api_.record(batch.computed.get(), compute_.get()));
+  batch.in_use = true;
+  filling_ = 1 - filling_;
+  return settle(step, batches_[filling_]);
+}
+
+/// Gives back the leases of a batch: its copies must be over.
+Result<void> CudaModel::settle(Step& step, Batch& batch) {
+  if (batch.leases.empty()) return {};
+  STOKER_DEVICE("waiting for copies", api_.wait_host(batch.copied.get()));
+  for (const LeasedExpert& leased : batch.leases) step.source->release(leased);
+  batch.leases.clear();
+  return {};
+}
+
+/// The CPU lane: out of the slots into pinned memory, and up from there.
+Result<void> CudaModel::run_cpu(Step& step) {
+  if (cpu_ready_.empty()) return {};
+  cpu_batch_->run(cpu_ready_, uses_, h_up_.data(), cpu_out_.data());
+  const std::size_t hidden = config_.hidden_size;
+  for (const LeasedExpert& leased : cpu_ready_) {
+    const ExpertUse& use = uses_.of(leased.expert);
+    for (std::uint32_t i = use.first; i < use.first + use.count; ++i) {
+      const std::size_t at = uses_.pairs()[i] * hidden;
+      STOKER_DEVICE("sending an expert's output",
+                    api_.to_device(expert_out_.data() + at, cpu_out_.data() + at, hidden * sizeof(float),
+                                   compute_.get()));
+    }
+    step.source->release(leased);
+  }
+  cpu_ready_.clear();
+  cpu_pairs_ = 0;
+  return {};
+}
+
+/// x += the layer's experts and shared expert; flags of what was not finite go up.
+Result<void> CudaModel::combine(std::uint32_t rows) {
+  const bool shared = config_.shared_intermediate != 0;
+  STOKER_DEVICE("sum of the experts", api_.combine({.x = tables_at(down_device_.data()).x,
+                                                    .out = expert_out_.data(),
+                                                    .weights = topk_.data(),
+                                                    .shared = shared ? shared_out_.data() : nullptr,
+                                                    .shared_gate = shared ? shared_sigma_.data() : nullptr,
+                                                    .not_finite = flags_.data(),
+                                                    .rows = rows,
+                                                    .k = config_.experts_per_token,
+                                                    .hidden = config_.hidden_size},
+                                                   compute_.get()));
+  return device_result(
+      api_.to_host(flags_up_.data(), flags_.data(), rows * sizeof(std::uint32_t), compute_.get()),
+      "reading flags");
+}
+
+}  // namespace stoker

@@ -1,0 +1,67 @@
+// State of one request in device memory: recurrent and conv state of the DeltaNet layers, and pages of the KV
+// cache that come as the sequence grows and go back to a free list when it ends.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "checkpoint/config.h"
+#include "gpu-worker/cuda/device.h"
+#include "gpu-worker/decode.h"
+
+namespace stoker {
+
+/// What sequences of one model have in common; outlives them all.
+class SequenceMemory {
+ public:
+  SequenceMemory(const device::Api& api, device::Stream* stream, const ModelConfig& config);
+
+  [[nodiscard]] std::uint64_t state_bytes() const { return (recurrent_ + conv_) * sizeof(float); }
+  [[nodiscard]] std::uint64_t page_bytes() const { return page_ * sizeof(float); }
+  [[nodiscard]] std::uint64_t bytes_for(std::uint64_t length) const;
+  [[nodiscard]] std::size_t recurrent_floats() const { return recurrent_; }
+
+  /// Cleared state, in stream order.
+  Result<DeviceArray<float>> take_state();
+  Result<DeviceArray<float>> take_page();
+  void give_state(DeviceArray<float> state) { states_.push_back(std::move(state)); }
+  void give_page(DeviceArray<float> page) { pages_.push_back(std::move(page)); }
+
+ private:
+  const device::Api& api_;
+  device::Stream* stream_;
+  std::size_t recurrent_ = 0, conv_ = 0, page_ = 0;  ///< floats
+  std::vector<DeviceArray<float>> states_, pages_;   ///< free ones: allocating stops the device
+};
+
+class CudaSequence final : public Sequence {
+ public:
+  CudaSequence(SequenceMemory& memory, const void* model) : memory_(memory), model_(model) {}
+  ~CudaSequence() override;
+  CudaSequence(const CudaSequence&) = delete;
+  CudaSequence& operator=(const CudaSequence&) = delete;
+
+  [[nodiscard]] std::uint32_t length() const override { return length_; }
+  [[nodiscard]] std::uint64_t memory_bytes() const override {
+    return state_.bytes() + pages_.size() * memory_.page_bytes();
+  }
+  /// State and pages for positions [0, length).
+  Result<void> reserve(std::uint64_t length);
+  void set_length(std::uint32_t length) { length_ = length; }
+  [[nodiscard]] const void* model() const { return model_; }
+
+  [[nodiscard]] float* recurrent() const { return state_.data(); }
+  [[nodiscard]] float* conv() const { return state_.data() + memory_.recurrent_floats(); }
+  [[nodiscard]] const std::vector<float*>& pages() const { return page_pointers_; }
+
+ private:
+  SequenceMemory& memory_;
+  const void* model_;
+  DeviceArray<float> state_;
+  std::vector<DeviceArray<float>> pages_;
+  std::vector<float*> page_pointers_;
+  std::uint32_t length_ = 0;
+};
+
+}  // namespace stoker

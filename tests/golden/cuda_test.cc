@@ -1,0 +1,150 @@
+// The GPU backend against the same goldens, and bit for bit against the CPU backend: on the emulated device,
+// or with STOKER_TEST_DEVICE=cuda on a real one.
+#include <catch2/catch.hpp>
+#include <cstdlib>
+#include <string>
+
+#include "tests/golden/golden_check.h"
+
+namespace stoker::golden {
+namespace {
+
+std::string device_kind() {
+  const char* kind = std::getenv("STOKER_TEST_DEVICE");
+  return kind == nullptr ? "emulation" : kind;
+}
+
+CudaOptions small_options() {
+  CudaOptions options;
+  options.kind = device_kind();
+  options.step_tokens = 256;
+  options.context = 1024;
+  options.sequences = 4;
+  options.sequence_memory = 1 << 20;
+  options.cpu.threads = 1;
+  // As if both lanes were equally fast: experts take turns.
+  options.cpu_rate = options.copy_rate = 1e9;
+  options.warn = [](const std::string& text) { WARN(text); };
+  return options;
+}
+
+std::unique_ptr<CudaModel> open_cuda(const GoldenRun& run, const CudaOptions& options) {
+  auto model = run.load_cuda(options);
+  if (!model) FAIL(model.error().text());
+  return std::move(*model);
+}
+
+void check(const std::string& name, std::size_t cases) {
+  const auto opened = open_golden(name);
+  CudaOptions options = small_options();
+  options.vram_slots = 3 * opened->golden().config.layers;
+  const auto model = open_cuda(*opened, options);
+  check_golden(*opened, *model, name, cases);
+}
+
+/// Feeds the longest case in pieces, with the last tokens one by one, so that both kinds of step are there.
+std::vector<std::uint32_t> mixed_split(const Case& item) {
+  std::vector<std::uint32_t> split = {static_cast<std::uint32_t>(item.tokens.size()) - 24};
+  split.resize(25, 1);
+  return split;
+}
+
+void check_same_bits(const std::string& name) {
+  const auto opened = open_golden(name);
+  const Case& item = longest_split_case(opened->golden());
+  const std::vector<std::uint32_t> split = mixed_split(item);
+  const Feed feed{item.tokens, split};
+  const auto want = logits_of(*open_model(*opened), opened->source(), feed);
+  const std::uint32_t layers = opened->golden().config.layers;
+  const std::uint32_t all = layers * opened->golden().config.experts;
+  struct Setting {
+    Lane lane;
+    std::uint32_t slots, shuffle;
+    bool graphs;
+  };
+  int seed = 0;
+  for (const Setting& s : {Setting{Lane::gpu, all, 0, true}, Setting{Lane::gpu, 2 * layers, 1, false},
+                           Setting{Lane::cpu, 1, 2, true}, Setting{Lane::automatic, 4 * layers, 3, true}}) {
+    ::setenv("STOKER_EMULATION_SEED", std::to_string(++seed).c_str(), 1);
+    CudaOptions options = small_options();
+    options.lane = s.lane;
+    options.vram_slots = s.slots;
+    options.graphs = s.graphs;
+    const auto model = open_cuda(*opened, options);
+    CAPTURE(name, model->describe(), s.shuffle, s.graphs);
+    opened->source().shuffle(s.shuffle);
+    CHECK(same_bits(logits_of(*model, opened->source(), feed), want));
+    // Every setting uses what it is meant to use.
+    const auto& lanes = model->lane_counts();
+    CHECK((lanes.cpu > 0) == (s.lane != Lane::gpu));
+    CHECK(lanes.copied > 0);
+    CHECK((lanes.vram > 0) == (s.slots > 1));
+  }
+}
+
+}  // namespace
+
+TEST_CASE("cuda golden: T0", "[t0]") { check("t0", SIZE_MAX); }
+TEST_CASE("cuda golden: FP8", "[a_fp8]") { check("a_fp8", 4); }
+TEST_CASE("cuda golden: BF16", "[b_bf16]") { check("b_bf16", 2); }
+TEST_CASE("cuda golden: key heads = value heads", "[d_equal_heads]") { check("d_equal_heads", 2); }
+TEST_CASE("cuda golden: odd dimensions, tied, no shared expert", "[e_odd]") { check("e_odd", 4); }
+TEST_CASE("cuda golden: tied BF16, one expert per token", "[f_tied_bf16]") { check("f_tied_bf16", 2); }
+
+TEST_CASE("cuda: the bits of the CPU: FP8", "[bits]") { check_same_bits("a_fp8"); }
+TEST_CASE("cuda: the bits of the CPU: odd dimensions", "[bits]") { check_same_bits("e_odd"); }
+TEST_CASE("cuda: the bits of the CPU: BF16, tied", "[bits]") { check_same_bits("f_tied_bf16"); }
+
+TEST_CASE("cuda: beside other sequences", "[bits]") {
+  const auto opened = open_golden("a_fp8");
+  const auto& cases = opened->golden().cases;
+  const auto cpu = open_model(*opened);
+  const auto model = open_cuda(*opened, small_options());
+  std::vector<std::vector<std::uint32_t>> splits;
+  std::vector<Feed> feeds;
+  for (std::size_t i = 4; i < 7; ++i)
+    splits.push_back({static_cast<std::uint32_t>(cases[i].tokens.size()) - 8});
+  for (auto& split : splits) split.resize(9, 1);
+  for (std::size_t i = 0; i < splits.size(); ++i) feeds.push_back({cases[i + 4].tokens, splits[i]});
+  const auto together = run(*model, opened->source(), feeds);
+  if (!together) FAIL(together.error().text());
+  for (std::size_t i = 0; i < feeds.size(); ++i)
+    CHECK(same_bits((*together)[i], logits_of(*cpu, opened->source(), feeds[i])));
+}
+
+TEST_CASE("cuda: too little memory is an error with both numbers", "[refused]") {
+  const auto opened = open_golden("a_fp8");
+  CudaOptions options = small_options();
+  options.vram = 1 << 20;
+  const auto model = opened->load_cuda(options);
+  REQUIRE(!model.has_value());
+  CHECK(model.error().code == Errc::no_memory);
+  CHECK(model.error().message.find("--vram") != std::string::npos);
+}
+
+TEST_CASE("cuda: a context that is full fails its own sequence only", "[refused]") {
+  const auto opened = open_golden("a_fp8");
+  CudaOptions options = small_options();
+  options.context = 256;
+  const auto model = open_cuda(*opened, options);
+  const auto full = model->new_sequence();
+  const auto other = model->new_sequence();
+  const std::vector<std::uint32_t> prompt(256, 1);
+  const std::vector<std::uint32_t> one = {1};
+  std::vector<SegmentResult> results(1);
+  const Segment fill{full.get(), 0, prompt, Segment::Logits::none};
+  REQUIRE(model->step(std::span(&fill, 1), Access::prefill, opened->source(), nullptr, results).has_value());
+  CHECK(!results[0].error);
+  results.resize(2);
+  const std::vector<Segment> both = {{full.get(), 0, one, Segment::Logits::last},
+                                     {other.get(), 1, one, Segment::Logits::last}};
+  REQUIRE(model->step(both, Access::decode, opened->source(), nullptr, results).has_value());
+  REQUIRE(results[0].error.has_value());
+  CHECK(results[0].error->code == Errc::too_large);
+  REQUIRE(!results[1].error);
+  const std::vector<std::uint32_t> split = {1};
+  const auto want = logits_of(*open_model(*opened), opened->source(), {one, split});
+  CHECK(same_bits({results[1].logits.begin(), results[1].logits.end()}, want));
+}
+
+}  // namespace stoker::golden

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Makes build/gpu-bundle: everything that tests/gpu/check.sh needs on a machine that has an NVIDIA driver and perhaps
+# nothing else. Programs come with their libraries and their own dynamic linker, because that machine's C library may
+# be older than ours.
+#
+#   tests/gpu/bundle.sh [architectures]     e.g. 90-real; default: that of an H100 or H200
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+architectures=${1:-90-real}
+build=build/gpu
+out=build/gpu-bundle
+
+cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DSTOKER_CUDA=ON -DSTOKER_BENCH=ON \
+  -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O2 -g0" -DSTOKER_CUDA_ARCHITECTURES="$architectures" > /dev/null
+programs=(stoker stoker-loader stoker-worker stoker-predictor golden_cuda_test cuda_kernels_test device_bench raw_read)
+ninja -C "$build" stoker-cuda "${programs[@]}"
+
+rm -rf "$out"
+mkdir -p "$out"
+for program in "${programs[@]}"; do
+  path=$(find "$build" -type f -name "$program" -perm -u+x | head -n 1)
+  cp "$path" "$out/$program.bin"
+  strip "$out/$program.bin"
+  ldd "$path" | awk '$3 ~ /^\// { print $3 } $1 ~ /^\// { print $1 }' >> "$out/libraries"
+  # A program asks where it is to find its helpers: the answer is the directory of the linker, which is this one.
+  cat > "$out/$program" <<'WRAPPER'
+#!/bin/sh
+here=$(cd "$(dirname "$0")" && pwd)
+exec "$here/ld-linux-x86-64.so.2" --library-path "$here:${STOKER_DRIVER_PATH:-/usr/lib/x86_64-linux-gnu}" \
+  --argv0 "$0" "$here/$(basename "$0").bin" "$@"
+WRAPPER
+  chmod +x "$out/$program"
+done
+# What a driver's library needs of the C library, whether or not our programs do.
+for library in libdl.so.2 libpthread.so.0 librt.so.1 libm.so.6 libc.so.6; do
+  ldconfig -p | awk -v l="$library" '$1 == l && /x86-64/ { print $NF; exit }' >> "$out/libraries"
+done
+sort -u "$out/libraries" | xargs -I{} cp -Lf {} "$out/"
+rm "$out/libraries"
+cp "$build/bin/libstoker-cuda.so" "$out/"
+cp -r tests/golden/data "$out/golden-data"
+cp tests/gpu/check.sh "$out/"
+du -sh "$out"
