@@ -45,7 +45,7 @@ void add_stack_options(CLI::App& app, StackOptions& options) {
       ->group(group);
   app.add_option("--device", options.device,
                  "Where the model is computed (default: on a GPU if there is one)")
-      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+      ->check(CLI::IsMember({"auto", "cpu", "cuda", "emulation"}))
       ->group(group);
   app.add_option("--vram", options.vram, "Memory to use on the GPU, e.g. 8GiB (default: what is free there)")
       ->group(group);

@@ -41,7 +41,8 @@ struct TraceOptions {
   std::vector<std::uint32_t> vram_slots;
   std::uint64_t expert_bytes = 0;
   std::uint32_t second_touch = VramCacheOptions{}.second_touch_within;
-  std::string pool_hears = "misses";
+  std::string pool_hears = "misses", copies = "in-order";
+  std::vector<double> lanes{0, 0};
 };
 
 // ---- record ----
@@ -343,9 +344,14 @@ std::vector<std::uint32_t> sizes_of(const TraceOptions& options, const TraceShap
   return {std::max(1U, shape.experts / 8), std::max(1U, shape.experts / 4), std::max(1U, shape.experts / 2)};
 }
 
-PoolHears pool_hears_of(const std::string& name) {
-  if (name == "all-uses") return PoolHears::all_uses;
-  return name == "exclusive" ? PoolHears::exclusive : PoolHears::misses;
+TieredReplayOptions tiers_of(const TraceOptions& options) {
+  TieredReplayOptions how{.skip = options.skip, .vram = {.second_touch_within = options.second_touch}};
+  how.cpu_rate = options.lanes[0];
+  how.copy_rate = options.lanes[1];
+  if (options.copies == "hottest") how.copies = CopyChoice::hottest;
+  if (options.pool_hears == "all-uses") how.pool_hears = PoolHears::all_uses;
+  if (options.pool_hears == "exclusive") how.pool_hears = PoolHears::exclusive;
+  return how;
 }
 
 int replay_all(const TraceOptions& options, Context& context) {
@@ -359,9 +365,7 @@ int replay_all(const TraceOptions& options, Context& context) {
                          .vram_slots = options.vram_slots,
                          .slots_per_layer = sizes,
                          .expert_bytes = options.expert_bytes,
-                         .how = {.skip = options.skip,
-                                 .vram = {.second_touch_within = options.second_touch},
-                                 .pool_hears = pool_hears_of(options.pool_hears)},
+                         .how = tiers_of(options),
                          .json = options.json},
                         context);
   }
@@ -425,17 +429,31 @@ void add_tier_options(CLI::App& verb, TraceOptions& options) {
                           ->check(CLI::Range(0U, 1U << 24))
                           ->excludes(verb.get_option("--policy"))
                           ->excludes(verb.get_option("--per-layer"));
-  verb.add_option("--second-touch", options.second_touch,
-                  "Steps between two touches for an expert to be promoted; 0: each is")
+  verb.add_option("--lanes", options.lanes,
+                  "CPU,PCIE: speeds of the two ways to compute what is not in device memory, in any unit "
+                  "(without: all "
+                  "of it is copied)")
+      ->delimiter(',')
+      ->expected(2)
+      ->check(CLI::PositiveNumber)
+      ->needs(vram);
+  verb.add_option("--copies", options.copies, "Which experts are copied: in-order, or the hottest")
+      ->check(CLI::IsMember({"in-order", "hottest"}))
       ->capture_default_str()
       ->needs(vram);
-  verb.add_option("--pool-hears", options.pool_hears,
-                  "What the pool's policy learns of VRAM hits: misses (nothing), all-uses, exclusive (nothing, "
-                  "and a promoted expert goes first)")
+  verb.add_option("--second-touch", options.second_touch,
+                  "Steps between two touches for a copied expert to stay; 0: each stays")
+      ->capture_default_str()
+      ->needs(vram);
+  verb.add_option(
+          "--pool-hears", options.pool_hears,
+          "What the pool's policy learns of VRAM hits: misses (nothing), all-uses, exclusive (nothing, "
+          "and a promoted expert goes first)")
       ->check(CLI::IsMember({"misses", "all-uses", "exclusive"}))
       ->capture_default_str()
       ->needs(vram);
-  verb.add_option("--expert-bytes", options.expert_bytes, "Of one expert's weights, where the trace does not say")
+  verb.add_option("--expert-bytes", options.expert_bytes,
+                  "Of one expert's weights, where the trace does not say")
       ->needs(vram);
 }
 

@@ -9,19 +9,21 @@ namespace {
 
 /// Experts per token over each edge.
 struct Edges {
-  double vram_reads = 0;     ///< found in device memory
-  double promotions = 0;     ///< copied over PCIe into a slot
-  double from_host = 0;      ///< found elsewhere: the CPU computes them, or PCIe carries them (promotions do both)
-  double disk = 0;           ///< of these: read from disk before
+  double vram = 0;      ///< found in device memory and read there
+  double copied = 0;    ///< over PCIe, then read in device memory
+  double promoted = 0;  ///< of these: stay there
+  double cpu = 0;       ///< computed out of the pool
+  double disk = 0;      ///< read into the pool
 };
 
 Edges edges_of(const TieredReplayResult& r) {
   const auto per_token = [&](std::uint64_t n) {
     return static_cast<double>(n) / static_cast<double>(r.tokens);
   };
-  return {.vram_reads = per_token(r.vram),
-          .promotions = per_token(r.promoted),
-          .from_host = per_token(r.pool + r.disk),
+  return {.vram = per_token(r.vram),
+          .copied = per_token(r.copied),
+          .promoted = per_token(r.promoted),
+          .cpu = per_token(r.pool + r.disk - r.copied),
           .disk = per_token(r.disk)};
 }
 
@@ -31,9 +33,9 @@ double share(std::uint64_t part, const TieredReplayResult& r) {
 
 std::string head(bool bytes) {
   const std::string unit = bytes ? ", MB per token" : ", experts per token";
-  return "| VRAM slots | pool slots | found in VRAM, % | in the pool, % | on disk, % | read in VRAM" + unit +
-         " | promoted over PCIe | from host memory, by PCIe or CPU | read from disk |\n"
-         "|---|---|---|---|---|---|---|---|---|\n";
+  return "| VRAM slots | pool slots | found in VRAM, % | in the pool, % | on disk, % | found in VRAM" + unit +
+         " | copied over PCIe | of these promoted | computed on the CPU | read from disk |\n"
+         "|---|---|---|---|---|---|---|---|---|---|\n";
 }
 
 std::string row(const TieredReplayOptions& how, const TieredReplayResult& r, std::uint64_t expert_bytes) {
@@ -42,7 +44,7 @@ std::string row(const TieredReplayOptions& how, const TieredReplayResult& r, std
     text += " | " + number_text("%.1f", 100 * share(n, r));
   const Edges edges = edges_of(r);
   const double unit = expert_bytes == 0 ? 1 : static_cast<double>(expert_bytes) / 1e6;
-  for (const double experts : {edges.vram_reads, edges.promotions, edges.from_host, edges.disk})
+  for (const double experts : {edges.vram, edges.copied, edges.promoted, edges.cpu, edges.disk})
     text += " | " + number_text("%.1f", experts * unit);
   return text + " |\n";
 }
@@ -59,17 +61,20 @@ nlohmann::ordered_json to_json(const TieredReplayOptions& how, const TieredRepla
                              {"pool", r.pool},
                              {"disk", r.disk},
                              {"compulsory", r.compulsory},
+                             {"copied", r.copied},
                              {"promoted", r.promoted}};
   if (expert_bytes > 0) {
     const auto bytes = [&](double experts) { return experts * static_cast<double>(expert_bytes); };
-    out["bytes_per_token"] = {{"vram_reads", bytes(edges.vram_reads)},
-                              {"pcie_promotions", bytes(edges.promotions)},
-                              {"from_host", bytes(edges.from_host)},
+    // A copy is written and then read in device memory.
+    out["bytes_per_token"] = {{"vram", bytes(edges.vram + 2 * edges.copied)},
+                              {"pcie", bytes(edges.copied)},
+                              {"pcie_promoted", bytes(edges.promoted)},
+                              {"cpu", bytes(edges.cpu)},
                               {"disk", bytes(edges.disk)}};
   }
-  // [vram, pool, disk, promoted, events like this]: what a model of time per layer needs.
+  // [vram, pool, disk, copied, promoted, events like this]: what a model of time per layer needs.
   for (const auto& [tiers, count] : r.events)
-    out["events"].push_back({tiers.vram, tiers.pool, tiers.disk, tiers.promoted, count});
+    out["events"].push_back({tiers.vram, tiers.pool, tiers.disk, tiers.copied, tiers.promoted, count});
   return out;
 }
 

@@ -26,7 +26,8 @@ constexpr double kDecay = 0.98;
 constexpr std::uint32_t kNever = std::numeric_limits<std::uint32_t>::max();
 
 /// For every use, in order, the index of the event that uses the same expert next.
-std::vector<std::vector<std::uint32_t>> next_uses(const std::vector<TraceEvent>& events, std::size_t experts) {
+std::vector<std::vector<std::uint32_t>> next_uses(const std::vector<TraceEvent>& events,
+                                                  std::size_t experts) {
   std::vector<std::vector<std::uint32_t>> next(events.size());
   std::vector<std::uint32_t> upcoming(experts, kNever);
   for (std::size_t i = events.size(); i-- > 0;) {

@@ -1,5 +1,6 @@
 #include "trace/tiered_replay.h"
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -28,15 +29,8 @@ class Tiers {
     }
     EventTiers tiers;
     find(event, tiers);
-    // Step 0 of the pool is that of what is there before the trace begins.
-    pool_.use(event.step + 1, event.layer, elsewhere_, found_);
-    std::uint64_t compulsory = 0;
-    for (std::size_t i = 0; i < elsewhere_.size(); ++i) {
-      const bool absent = found_[i] == Found::absent;
-      ++(absent ? tiers.disk : tiers.pool);
-      compulsory += absent && !seen_[elsewhere_[i]] ? 1U : 0U;
-    }
-    promote(event, tiers);
+    const std::uint64_t compulsory = look_in_pool(event, tiers);
+    copy(event, tiers);
     for (const std::uint32_t key : event.keys) seen_[key] = true;
     if (event.first_token >= options_.skip) count(tiers, compulsory);
   }
@@ -73,9 +67,28 @@ class Tiers {
     }
   }
 
-  void promote(const TraceEvent& event, EventTiers& tiers) {
+  /// `elsewhere_` is in the order in which the lanes meet them afterwards: what must be read comes last.
+  /// Gives how many were never used before.
+  std::uint64_t look_in_pool(const TraceEvent& event, EventTiers& tiers) {
+    // Step 0 of the pool is that of what is there before the trace begins.
+    pool_.use(event.step + 1, event.layer, elsewhere_, found_);
+    std::uint64_t compulsory = 0;
+    arrived_.clear();
+    for (const bool from_disk : {false, true})
+      for (std::size_t i = 0; i < elsewhere_.size(); ++i) {
+        if ((found_[i] == Found::absent) != from_disk) continue;
+        ++(from_disk ? tiers.disk : tiers.pool);
+        compulsory += from_disk && !seen_[elsewhere_[i]] ? 1U : 0U;
+        arrived_.push_back(elsewhere_[i]);
+      }
+    return compulsory;
+  }
+
+  void copy(const TraceEvent& event, EventTiers& tiers) {
     const LayerId layer{static_cast<std::uint16_t>(event.layer)};
-    for (const std::uint32_t key : elsewhere_) {
+    choose_copies(layer);
+    tiers.copied = static_cast<std::uint32_t>(copied_.size());
+    for (const std::uint32_t key : copied_) {
       if (!vram_.wants(layer, expert_of(key))) continue;
       const auto slot = vram_.admit(layer, expert_of(key), wanted_);
       if (!slot) continue;
@@ -85,10 +98,25 @@ class Tiers {
     }
   }
 
+  void choose_copies(LayerId layer) {
+    LaneSplit lanes(options_.cpu_rate, options_.copy_rate);
+    copied_.clear();
+    for (const std::uint32_t key : arrived_)
+      if (options_.cpu_rate == 0 || lanes.choose(1, 1) == Lane::gpu) copied_.push_back(key);
+    if (options_.copies == CopyChoice::in_order) return;
+    const std::size_t count = copied_.size();
+    copied_ = arrived_;
+    std::stable_sort(copied_.begin(), copied_.end(), [&](std::uint32_t a, std::uint32_t b) {
+      return vram_.last_gap(layer, expert_of(a)) < vram_.last_gap(layer, expert_of(b));
+    });
+    copied_.resize(count);
+  }
+
   void count(const EventTiers& tiers, std::uint64_t compulsory) {
     result_.vram += tiers.vram;
     result_.pool += tiers.pool;
     result_.disk += tiers.disk;
+    result_.copied += tiers.copied;
     result_.promoted += tiers.promoted;
     result_.compulsory += compulsory;
     ++result_.events[tiers];
@@ -100,7 +128,7 @@ class Tiers {
   PoolModel pool_;
   std::vector<bool> seen_;  ///< by key
   std::uint32_t step_ = kNone;
-  std::vector<std::uint32_t> elsewhere_;
+  std::vector<std::uint32_t> elsewhere_, arrived_, copied_;  ///< keys
   std::vector<ExpertId> wanted_;
   std::vector<Found> found_;
   TieredReplayResult result_;

@@ -53,7 +53,7 @@ struct Config {
   // [worker]
   std::uint32_t threads = 0;         ///< 0 = one per CPU of the affinity mask
   std::string simd = "auto";         ///< auto, scalar, avx2, avx512, avx512vbmi
-  std::string device = "auto";       ///< auto: a GPU if there is one; cpu, cuda
+  std::string device = "auto";       ///< auto: a GPU if there is one; cpu, cuda, emulation
   std::uint32_t gpu = 0;             ///< which GPU, as CUDA numbers them
   Size vram;                         ///< budget on the GPU; 0 = what is free there, less a margin
   std::string expert_lane = "auto";  ///< experts that are not in VRAM: auto, gpu, cpu

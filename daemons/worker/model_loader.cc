@@ -27,6 +27,7 @@ CpuOptions cpu_options(const Config& config) {
 Result<LoadedModel> load_cuda(const Config& config, const ModelConfig& model, const WeightsImage& image,
                               Pool& pool, const Clock& clock) {
   CudaOptions options;
+  options.kind = config.device == "auto" ? "cuda" : config.device;
   options.cpu = cpu_options(config);
   options.device = config.gpu;
   options.vram = config.vram.bytes;
@@ -53,7 +54,7 @@ Result<LoadedModel> load_model(const Config& config, const ModelConfig& model, c
                                Pool& pool, const Clock& clock) {
   if (config.device != "cpu") {
     auto loaded = load_cuda(config, model, image, pool, clock);
-    if (loaded || config.device == "cuda") return loaded;
+    if (loaded || config.device != "auto") return loaded;
     // Most machines of this kind have no GPU: no warning, but never silent.
     log_info("no GPU is used (" + loaded.error().text() + "); computing on the CPU");
   }

@@ -39,16 +39,18 @@ Status check_code(const cudaDeviceProp& properties) {
   const cudaError_t error = cudaFuncGetAttributes(&attributes, probe);
   if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion) {
     (void)cudaGetLastError();
-    return say("%s (compute capability %d.%d): this libstoker-cuda.so has no code that it or its driver can run (%s). "
-               "Update the driver, or build Stoker with -DSTOKER_CUDA_ARCHITECTURES=%d%d",
-               properties.name, properties.major, properties.minor, cudaGetErrorName(error), properties.major,
-               properties.minor);
+    return say(
+        "%s (compute capability %d.%d): this libstoker-cuda.so has no code that it or its driver can run "
+        "(%s). "
+        "Update the driver, or build Stoker with -DSTOKER_CUDA_ARCHITECTURES=%d%d",
+        properties.name, properties.major, properties.minor, cudaGetErrorName(error), properties.major,
+        properties.minor);
   }
   return cuda_status(error, "loading the kernels");
 }
 
 void fill(Info* info, const cudaDeviceProp& properties) {
-  std::snprintf(info->name, sizeof info->name, "%s", properties.name);
+  std::snprintf(info->name, sizeof info->name, "%.127s", properties.name);
   info->major = static_cast<std::uint32_t>(properties.major);
   info->minor = static_cast<std::uint32_t>(properties.minor);
   info->multiprocessors = static_cast<std::uint32_t>(properties.multiProcessorCount);
@@ -67,7 +69,8 @@ Status fill_versions(Info* info) {
 
 Status cuda_status(cudaError_t error, const char* attempt) {
   if (error == cudaSuccess) return nullptr;
-  // CUDA keeps the error for the next cudaGetLastError(), which is after a launch that has nothing to do with it.
+  // CUDA keeps the error for the next cudaGetLastError(), which is after a launch that has nothing to do with
+  // it.
   (void)cudaGetLastError();
   return say("%s: %s (%s)", attempt, cudaGetErrorString(error), cudaGetErrorName(error));
 }
@@ -82,9 +85,11 @@ Status count(std::uint32_t* devices) {
   const cudaError_t error = cudaGetDeviceCount(&found);
   if (error == cudaErrorInsufficientDriver) {
     (void)cudaGetLastError();
-    return say("the NVIDIA driver is missing, or older than CUDA %d.%d needs: install or update it (nvidia-smi shows "
-               "its version)",
-               CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+    return say(
+        "the NVIDIA driver is missing, or older than CUDA %d.%d needs: install or update it (nvidia-smi "
+        "shows "
+        "its version)",
+        CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
   }
   if (error == cudaErrorNoDevice) {
     (void)cudaGetLastError();
@@ -100,11 +105,12 @@ Status open(std::uint32_t device, Info* info) {
   cudaDeviceProp properties;
   if (Status s = cuda_status(cudaGetDeviceProperties(&properties, id), "asking about the GPU")) return s;
   if (properties.major * 10 + properties.minor < kLeastMajor * 10 + kLeastMinor) {
-    return say("%s has compute capability %d.%d; Stoker needs %d.%d (GeForce RTX 20 or newer). Use the CPU backend",
-               properties.name, properties.major, properties.minor, kLeastMajor, kLeastMinor);
+    return say(
+        "%s has compute capability %d.%d; Stoker needs %d.%d (GeForce RTX 20 or newer). Use the CPU backend",
+        properties.name, properties.major, properties.minor, kLeastMajor, kLeastMinor);
   }
-  // Who waits for an event spins. A blocking wait costs an interrupt and a wake-up, 30 microseconds and more, and a
-  // decode step waits once per layer for the router's choice.
+  // Who waits for an event spins. A blocking wait costs an interrupt and a wake-up, 30 microseconds and more,
+  // and a decode step waits once per layer for the router's choice.
   if (Status s = cuda_status(cudaInitDevice(id, cudaDeviceScheduleSpin, cudaInitDeviceFlagsAreValid),
                              "initialising the GPU")) {
     return s;
@@ -144,8 +150,9 @@ Status alloc(std::uint64_t bytes, void** out) {
   (void)cudaGetLastError();
   std::uint64_t free = 0, total = 0;
   if (Status s = memory(&free, &total)) return s;
-  return say("out of device memory: %llu bytes asked for, %llu of %llu free", static_cast<unsigned long long>(bytes),
-             static_cast<unsigned long long>(free), static_cast<unsigned long long>(total));
+  return say("out of device memory: %llu bytes asked for, %llu of %llu free",
+             static_cast<unsigned long long>(bytes), static_cast<unsigned long long>(free),
+             static_cast<unsigned long long>(total));
 }
 
 void free(void* p) { complain(cuda_status(cudaFree(p), "freeing device memory")); }
@@ -170,10 +177,12 @@ void unregister_host(void* p) { complain(cuda_status(cudaHostUnregister(p), "unp
 
 Status new_stream(bool urgent, Stream** out) {
   int least = 0, greatest = 0;
-  if (Status s = cuda_status(cudaDeviceGetStreamPriorityRange(&least, &greatest), "asking for priorities")) return s;
+  if (Status s = cuda_status(cudaDeviceGetStreamPriorityRange(&least, &greatest), "asking for priorities"))
+    return s;
   cudaStream_t stream = nullptr;
   // Non-blocking: nothing of ours is on the default stream, and nothing there shall wait for us.
-  const cudaError_t error = cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, urgent ? greatest : least);
+  const cudaError_t error =
+      cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, urgent ? greatest : least);
   *out = reinterpret_cast<Stream*>(stream);
   return cuda_status(error, "making a stream");
 }
@@ -182,11 +191,14 @@ void free_stream(Stream* s) {
   if (s != nullptr) complain(cuda_status(cudaStreamDestroy(native(s)), "freeing a stream"));
 }
 
-Status synchronize(Stream* s) { return cuda_status(cudaStreamSynchronize(native(s)), "waiting for a stream"); }
+Status synchronize(Stream* s) {
+  return cuda_status(cudaStreamSynchronize(native(s)), "waiting for a stream");
+}
 
 Status new_event(bool timed, Event** out) {
   cudaEvent_t event = nullptr;
-  const cudaError_t error = cudaEventCreateWithFlags(&event, timed ? cudaEventDefault : cudaEventDisableTiming);
+  const cudaError_t error =
+      cudaEventCreateWithFlags(&event, timed ? cudaEventDefault : cudaEventDisableTiming);
   *out = reinterpret_cast<Event*>(event);
   return cuda_status(error, "making an event");
 }
@@ -195,7 +207,9 @@ void free_event(Event* e) {
   if (e != nullptr) complain(cuda_status(cudaEventDestroy(native(e)), "freeing an event"));
 }
 
-Status record(Event* e, Stream* s) { return cuda_status(cudaEventRecord(native(e), native(s)), "recording an event"); }
+Status record(Event* e, Stream* s) {
+  return cuda_status(cudaEventRecord(native(e), native(s)), "recording an event");
+}
 
 Status wait(Stream* s, Event* e) {
   return cuda_status(cudaStreamWaitEvent(native(s), native(e), 0), "making a stream wait for an event");
@@ -212,12 +226,14 @@ Status query(Event* e, bool* fired) {
 Status wait_host(Event* e) { return cuda_status(cudaEventSynchronize(native(e)), "waiting for an event"); }
 
 Status elapsed(Event* from, Event* to, float* milliseconds) {
-  return cuda_status(cudaEventElapsedTime(milliseconds, native(from), native(to)), "taking the time between events");
+  return cuda_status(cudaEventElapsedTime(milliseconds, native(from), native(to)),
+                     "taking the time between events");
 }
 
 Status begin_capture(Stream* s) {
   // Thread-local: other threads of the process (another session's worker) may allocate meanwhile.
-  return cuda_status(cudaStreamBeginCapture(native(s), cudaStreamCaptureModeThreadLocal), "beginning a capture");
+  return cuda_status(cudaStreamBeginCapture(native(s), cudaStreamCaptureModeThreadLocal),
+                     "beginning a capture");
 }
 
 Status end_capture(Stream* s, Graph** out) {
@@ -234,22 +250,27 @@ Status end_capture(Stream* s, Graph** out) {
   return cuda_status(error, "freeing a captured graph");
 }
 
-Status launch(Graph* g, Stream* s) { return cuda_status(cudaGraphLaunch(native(g), native(s)), "launching a graph"); }
+Status launch(Graph* g, Stream* s) {
+  return cuda_status(cudaGraphLaunch(native(g), native(s)), "launching a graph");
+}
 
 void free_graph(Graph* g) {
   if (g != nullptr) complain(cuda_status(cudaGraphExecDestroy(native(g)), "freeing a graph"));
 }
 
 Status to_device(void* to, const void* from, std::uint64_t bytes, Stream* s) {
-  return cuda_status(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, native(s)), "copying to the GPU");
+  return cuda_status(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, native(s)),
+                     "copying to the GPU");
 }
 
 Status to_host(void* to, const void* from, std::uint64_t bytes, Stream* s) {
-  return cuda_status(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, native(s)), "copying from the GPU");
+  return cuda_status(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, native(s)),
+                     "copying from the GPU");
 }
 
 Status on_device(void* to, const void* from, std::uint64_t bytes, Stream* s) {
-  return cuda_status(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, native(s)), "copying on the GPU");
+  return cuda_status(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, native(s)),
+                     "copying on the GPU");
 }
 
 Status clear(void* p, std::uint64_t bytes, Stream* s) {

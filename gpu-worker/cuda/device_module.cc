@@ -13,7 +13,8 @@ namespace {
 /// What to do about a module that is not there, or does not load.
 std::string remedy(std::string_view kind) {
   if (kind == "cuda") {
-    return "install the package stoker-cuda, or build with the CUDA Toolkit and -DSTOKER_CUDA=ON; without it, use "
+    return "install the package stoker-cuda, or build with the CUDA Toolkit and -DSTOKER_CUDA=ON; without "
+           "it, use "
            "the CPU backend";
   }
   return "it is built with the tests (-DSTOKER_TESTS=ON)";
@@ -61,7 +62,8 @@ Result<DeviceModule> DeviceModule::open(std::string_view kind, const std::filesy
   }
   const device::Api* api = entry(device::kAbi);
   if (api == nullptr) {
-    return fail(Errc::unsupported, found.string() + " was made by another version of Stoker (this program speaks ABI " +
+    return fail(Errc::unsupported, found.string() +
+                                       " was made by another version of Stoker (this program speaks ABI " +
                                        std::to_string(device::kAbi) + "): " + remedy(kind));
   }
   STOKER_TRY_VOID(check_table(*api, found.string()));
@@ -70,16 +72,18 @@ Result<DeviceModule> DeviceModule::open(std::string_view kind, const std::filesy
 
 Result<void> check_table(const device::Api& api, const std::string& path) {
   if (api.abi != device::kAbi || api.bytes != sizeof(device::Api)) {
-    return fail(Errc::unsupported, path + " was made by another version of Stoker: ABI " + std::to_string(api.abi) +
-                                       " with a table of " + std::to_string(api.bytes) + " bytes, not " +
-                                       std::to_string(device::kAbi) + " with " + std::to_string(sizeof(device::Api)) +
-                                       ". Install or build both from the same version");
+    return fail(Errc::unsupported,
+                path + " was made by another version of Stoker: ABI " + std::to_string(api.abi) +
+                    " with a table of " + std::to_string(api.bytes) + " bytes, not " +
+                    std::to_string(device::kAbi) + " with " + std::to_string(sizeof(device::Api)) +
+                    ". Install or build both from the same version");
   }
   // All that follows abi and bytes are pointers.
   constexpr std::size_t kFirst = offsetof(device::Api, kind);
   static_assert((sizeof(device::Api) - kFirst) % sizeof(void*) == 0);
   std::vector<std::uintptr_t> pointers((sizeof(device::Api) - kFirst) / sizeof(void*));
-  std::memcpy(pointers.data(), reinterpret_cast<const std::byte*>(&api) + kFirst, sizeof(device::Api) - kFirst);
+  std::memcpy(pointers.data(), reinterpret_cast<const std::byte*>(&api) + kFirst,
+              sizeof(device::Api) - kFirst);
   for (std::size_t i = 0; i < pointers.size(); ++i) {
     if (pointers[i] == 0) {
       return fail(Errc::unsupported, path + " is not complete: entry " + std::to_string(i) +

@@ -12,9 +12,9 @@
 
 namespace stoker {
 
-/// Lifecycle: open() loads the module and checks its table; api() is valid as long as the object lives. Whoever
-/// opens the device closes it (Api::close) before. The module's code stays in the process: the driver and the CUDA
-/// runtime keep addresses of it (exit handlers) that nobody can take back.
+/// Lifecycle: open() loads the module and checks its table; api() is valid as long as the object lives.
+/// Whoever opens the device closes it (Api::close) before. The module's code stays in the process: the driver
+/// and the CUDA runtime keep addresses of it (exit handlers) that nobody can take back.
 class DeviceModule {
  public:
   /// kind: "cuda" or "emulation", for libstoker-KIND.so beside the program, else in ../lib/stoker from there.
@@ -37,7 +37,8 @@ class DeviceModule {
   std::filesystem::path path_;
 };
 
-/// Whether the table is one that this program can use: ABI, size, no null among the functions. Separate for its test.
+/// Whether the table is one that this program can use: ABI, size, no null among the functions. Separate for
+/// its test.
 Result<void> check_table(const device::Api& api, const std::string& path);
 
 }  // namespace stoker

@@ -1,7 +1,8 @@
 // What a kernel file (kernels/*.cu) includes: CUDA under nvcc, its emulation on the CPU under g++.
 //
 // Beyond CUDA's own words (in the emulation: see emulation/emulation.h for the part that exists) there are:
-//   STOKER_LAUNCH(kernel, grid, block, shared_bytes, stream, arguments...)   a Status. A template with several
+//   STOKER_LAUNCH(kernel, grid, block, shared_bytes, stream, arguments...)   a Status. A template with
+//   several
 //       arguments goes into parentheses: STOKER_LAUNCH((attend<64, 4>), ...). Arguments are converted to the
 //       kernel's parameter types and copied at once.
 //   STOKER_DYNAMIC_SHARED(type, name)    type* name: the launch's shared_bytes, 16-byte aligned
@@ -45,8 +46,8 @@ __device__ __forceinline__ float half_to_float(std::uint16_t bits) {
   ::stoker::device::launch(#kernel, kernel, grid, block, shared_bytes, stream, __VA_ARGS__)
 
 // One name and type for all kernels: nvcc refuses the same extern array with two types in a file.
-#define STOKER_DYNAMIC_SHARED(type, name)                                    \
-  extern __shared__ __align__(16) unsigned char stoker_dynamic_shared[];     \
+#define STOKER_DYNAMIC_SHARED(type, name)                                \
+  extern __shared__ __align__(16) unsigned char stoker_dynamic_shared[]; \
   type* name = reinterpret_cast<type*>(stoker_dynamic_shared)
 
 #define STOKER_SHARED(type, name, ...) __shared__ type name __VA_ARGS__

@@ -128,7 +128,7 @@ Result<void> CudaModel::make_workspace() {
       {&shared_up_, n * config_.shared_intermediate},
       {&shared_out_, n * hidden},
       {&shared_sigma_, n},
-      {&attention_, std::max<std::uint64_t>(attention, kAttentionFloats)},
+      {&attention_, std::max(attention, std::min<std::uint64_t>(attention * n, kAttentionFloats))},
       {&normed_, kLogitRows * hidden},
       {&logits_device_, std::size_t{kLogitRows} * config_.vocab_size},
       {&spare_page_, sequences_->page_bytes() / sizeof(float)}};

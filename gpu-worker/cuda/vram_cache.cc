@@ -42,11 +42,16 @@ std::optional<std::uint32_t> VramCache::peek(LayerId layer, ExpertId expert) con
   return slot;
 }
 
+std::uint32_t VramCache::last_gap(LayerId layer, ExpertId expert) const {
+  const Expert& e = experts_[key_of(layer, expert)];
+  return e.before == 0 ? kNone : e.last - e.before;
+}
+
 bool VramCache::wants(LayerId layer, ExpertId expert) const {
   const Expert& e = experts_[key_of(layer, expert)];
   if (e.slot != kNone || first_slot(layer.value) == first_slot(layer.value + 1U)) return false;
   if (options_.second_touch_within == 0 || free_[layer.value] > 0) return true;
-  return e.before != 0 && e.last - e.before <= options_.second_touch_within;
+  return last_gap(layer, expert) <= options_.second_touch_within;
 }
 
 std::optional<std::uint32_t> VramCache::admit(LayerId layer, ExpertId expert,

@@ -1,5 +1,5 @@
-// Which experts lie in device memory, and which one goes when another is to come: bookkeeping only. No device,
-// no clock, no allocation after construction; the same code in the worker and in trace replay.
+// Which experts lie in device memory, and which one goes when another is to come: bookkeeping only. No
+// device, no clock, no allocation after construction; the same code in the worker and in trace replay.
 //
 // Life of a slot (every slot belongs to one layer for good):
 //   free -> filling    admit() names it for an expert; whoever was in it is gone from this moment
@@ -14,11 +14,12 @@
 // That a victim's slot may still be read by work that is queued is the caller's matter: it orders the copy
 // behind that work with a device event.
 //
-// Policy: docs/vram-cache.md has the measurements.
+// Policy (docs/vram-cache.md has the measurements):
+//   admission  every expert that is copied anyway: the copy costs what it costs, staying costs nothing. Which
+//              experts are copied and which are computed on the CPU is the caller's choice; last_gap() tells
+//              who is likely to come again.
 //   victim     least recently used step of the layer; of those, the smallest use count with decay; then the
 //              lowest slot. Never a member of the event, never a slot that is filling.
-//   admission  while the layer has a free slot everything; then who was touched twice within
-//              `second_touch_within` steps.
 #pragma once
 
 #include <cstdint>
@@ -31,8 +32,9 @@
 namespace stoker {
 
 struct VramCacheOptions {
-  /// Steps between two touches of an expert for it to be wanted. 0: everything is wanted.
-  std::uint32_t second_touch_within = 8;
+  /// Not 0: while the layer has no free slot, only who was touched twice within so many steps is wanted. For
+  /// callers that would copy for this cache alone.
+  std::uint32_t second_touch_within = 0;
 };
 
 struct VramCacheCounters {
@@ -45,20 +47,22 @@ struct VramCacheCounters {
 /// For one thread.
 class VramCache {
  public:
-  /// `slots` are dealt out evenly: layer l owns slots [l * slots / layers, (l + 1) * slots / layers). With less
-  /// slots than layers some layers have none.
+  /// `slots` are dealt out evenly: layer l owns slots [l * slots / layers, (l + 1) * slots / layers). With
+  /// less slots than layers some layers have none.
   VramCache(std::uint32_t layers, std::uint32_t experts_per_layer, std::uint32_t slots,
             VramCacheOptions options = {});
 
   /// A decode step begins. Ages are counted in these.
   void begin_step();
 
-  /// The slot that holds it, if its content is complete. Counts a use, resident or not, and a hit or miss; once
-  /// per event and expert. Right until the next admit() or clear().
+  /// The slot that holds it, if its content is complete. Counts a use, resident or not, and a hit or miss;
+  /// once per event and expert. Right until the next admit() or clear().
   std::optional<std::uint32_t> find(LayerId layer, ExpertId expert);
   /// The same without a trace: for prefill, which would otherwise look like a use of everything.
   [[nodiscard]] std::optional<std::uint32_t> peek(LayerId layer, ExpertId expert) const;
 
+  /// Steps between its last two touches; kNone if there was but one. After find(): small is hot.
+  [[nodiscard]] std::uint32_t last_gap(LayerId layer, ExpertId expert) const;
   /// Should it come in? After find(). False for who is here already or on its way.
   [[nodiscard]] bool wants(LayerId layer, ExpertId expert) const;
   /// The slot to copy it to. Nothing, and nothing has changed, if it has one already or no slot can go.

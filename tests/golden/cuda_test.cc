@@ -34,15 +34,22 @@ std::unique_ptr<CudaModel> open_cuda(const GoldenRun& run, const CudaOptions& op
   return std::move(*model);
 }
 
-void check(const std::string& name, std::size_t cases) {
+/// All cases on a GPU, or with STOKER_TEST_ALL=1. The emulation has time for three by default: one token, two
+/// ways of feeding 23, and a greedy answer of 32.
+std::vector<std::size_t> chosen_cases() {
+  if (device_kind() != "emulation" || std::getenv("STOKER_TEST_ALL") != nullptr) return {};
+  return {0, 11, 15};
+}
+
+void check(const std::string& name) {
   const auto opened = open_golden(name);
   CudaOptions options = small_options();
   options.vram_slots = 3 * opened->golden().config.layers;
   const auto model = open_cuda(*opened, options);
-  check_golden(*opened, *model, name, cases);
+  check_golden(*opened, *model, name, chosen_cases());
 }
 
-/// Feeds the longest case in pieces, with the last tokens one by one, so that both kinds of step are there.
+/// A case in pieces, with the last tokens one by one, so that both kinds of step are there.
 std::vector<std::uint32_t> mixed_split(const Case& item) {
   std::vector<std::uint32_t> split = {static_cast<std::uint32_t>(item.tokens.size()) - 24};
   split.resize(25, 1);
@@ -51,7 +58,8 @@ std::vector<std::uint32_t> mixed_split(const Case& item) {
 
 void check_same_bits(const std::string& name) {
   const auto opened = open_golden(name);
-  const Case& item = longest_split_case(opened->golden());
+  const Case& item = opened->golden().cases.at(13);
+  REQUIRE(item.tokens.size() == 70);
   const std::vector<std::uint32_t> split = mixed_split(item);
   const Feed feed{item.tokens, split};
   const auto want = logits_of(*open_model(*opened), opened->source(), feed);
@@ -63,8 +71,9 @@ void check_same_bits(const std::string& name) {
     bool graphs;
   };
   int seed = 0;
-  for (const Setting& s : {Setting{Lane::gpu, all, 0, true}, Setting{Lane::gpu, 2 * layers, 1, false},
-                           Setting{Lane::cpu, 1, 2, true}, Setting{Lane::automatic, 4 * layers, 3, true}}) {
+  for (const Setting& s :
+       {Setting{Lane::gpu, all, 0, true}, Setting{Lane::gpu, 2 * layers, 1, false},
+        Setting{Lane::cpu, layers, 2, true}, Setting{Lane::automatic, 4 * layers, 3, true}}) {
     ::setenv("STOKER_EMULATION_SEED", std::to_string(++seed).c_str(), 1);
     CudaOptions options = small_options();
     options.lane = s.lane;
@@ -76,20 +85,21 @@ void check_same_bits(const std::string& name) {
     CHECK(same_bits(logits_of(*model, opened->source(), feed), want));
     // Every setting uses what it is meant to use.
     const auto& lanes = model->lane_counts();
-    CHECK((lanes.cpu > 0) == (s.lane != Lane::gpu));
+    const bool both = opened->golden().config.experts_per_token > 1;
+    CHECK((lanes.cpu > 0) == (s.lane == Lane::cpu || (s.lane == Lane::automatic && both)));
     CHECK(lanes.copied > 0);
-    CHECK((lanes.vram > 0) == (s.slots > 1));
+    CHECK((lanes.vram > 0) == (s.lane != Lane::cpu));
   }
 }
 
 }  // namespace
 
-TEST_CASE("cuda golden: T0", "[t0]") { check("t0", SIZE_MAX); }
-TEST_CASE("cuda golden: FP8", "[a_fp8]") { check("a_fp8", 4); }
-TEST_CASE("cuda golden: BF16", "[b_bf16]") { check("b_bf16", 2); }
-TEST_CASE("cuda golden: key heads = value heads", "[d_equal_heads]") { check("d_equal_heads", 2); }
-TEST_CASE("cuda golden: odd dimensions, tied, no shared expert", "[e_odd]") { check("e_odd", 4); }
-TEST_CASE("cuda golden: tied BF16, one expert per token", "[f_tied_bf16]") { check("f_tied_bf16", 2); }
+TEST_CASE("cuda golden: T0", "[t0]") { check("t0"); }
+TEST_CASE("cuda golden: FP8", "[a_fp8]") { check("a_fp8"); }
+TEST_CASE("cuda golden: BF16", "[b_bf16]") { check("b_bf16"); }
+TEST_CASE("cuda golden: key heads = value heads", "[d_equal_heads]") { check("d_equal_heads"); }
+TEST_CASE("cuda golden: odd dimensions, tied, no shared expert", "[e_odd]") { check("e_odd"); }
+TEST_CASE("cuda golden: tied BF16, one expert per token", "[f_tied_bf16]") { check("f_tied_bf16"); }
 
 TEST_CASE("cuda: the bits of the CPU: FP8", "[bits]") { check_same_bits("a_fp8"); }
 TEST_CASE("cuda: the bits of the CPU: odd dimensions", "[bits]") { check_same_bits("e_odd"); }
@@ -102,10 +112,10 @@ TEST_CASE("cuda: beside other sequences", "[bits]") {
   const auto model = open_cuda(*opened, small_options());
   std::vector<std::vector<std::uint32_t>> splits;
   std::vector<Feed> feeds;
-  for (std::size_t i = 4; i < 7; ++i)
+  for (std::size_t i = 5; i < 8; ++i)
     splits.push_back({static_cast<std::uint32_t>(cases[i].tokens.size()) - 8});
   for (auto& split : splits) split.resize(9, 1);
-  for (std::size_t i = 0; i < splits.size(); ++i) feeds.push_back({cases[i + 4].tokens, splits[i]});
+  for (std::size_t i = 0; i < splits.size(); ++i) feeds.push_back({cases[i + 5].tokens, splits[i]});
   const auto together = run(*model, opened->source(), feeds);
   if (!together) FAIL(together.error().text());
   for (std::size_t i = 0; i < feeds.size(); ++i)
@@ -126,14 +136,17 @@ TEST_CASE("cuda: a context that is full fails its own sequence only", "[refused]
   const auto opened = open_golden("a_fp8");
   CudaOptions options = small_options();
   options.context = 256;
+  options.step_tokens = 64;
   const auto model = open_cuda(*opened, options);
   const auto full = model->new_sequence();
   const auto other = model->new_sequence();
-  const std::vector<std::uint32_t> prompt(256, 1);
+  const std::vector<std::uint32_t> prompt(64, 1);
   const std::vector<std::uint32_t> one = {1};
   std::vector<SegmentResult> results(1);
   const Segment fill{full.get(), 0, prompt, Segment::Logits::none};
-  REQUIRE(model->step(std::span(&fill, 1), Access::prefill, opened->source(), nullptr, results).has_value());
+  for (int chunk = 0; chunk < 4; ++chunk)
+    REQUIRE(
+        model->step(std::span(&fill, 1), Access::prefill, opened->source(), nullptr, results).has_value());
   CHECK(!results[0].error);
   results.resize(2);
   const std::vector<Segment> both = {{full.get(), 0, one, Segment::Logits::last},

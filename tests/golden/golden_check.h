@@ -18,8 +18,9 @@ std::unique_ptr<Model> open_model(const GoldenRun& run, Simd simd = Simd::automa
 std::vector<float> logits_of(Model& model, MemorySource& source, const Feed& feed);
 /// Every case of a golden, in every way of feeding it that the manifest lists; prints the worst difference.
 void check_golden(const std::string& name);
-/// The same with a model of the caller's, for at most `cases` cases.
-void check_golden(GoldenRun& run, Model& model, const std::string& name, std::size_t cases = SIZE_MAX);
+/// The same with a model of the caller's, for the cases of these indices; empty: all.
+void check_golden(GoldenRun& run, Model& model, const std::string& name,
+                  std::span<const std::size_t> cases = {});
 /// The longest case that is fed in more than one way.
 const Case& longest_split_case(const Golden& golden);
 bool same_bits(const std::vector<float>& a, const std::vector<float>& b);

@@ -27,7 +27,7 @@ MAY_INCLUDE = {
     "shm": [],
     "checkpoint": ["shm/base"],
     "predictor": ["shm/base"],
-    "trace": ["shm", "io-worker", "predictor", "gpu-worker/cuda/vram_cache.h"],
+    "trace": ["shm", "io-worker", "predictor", "gpu-worker/cuda/lanes.h", "gpu-worker/cuda/vram_cache.h"],
     "io-worker": ["shm", "checkpoint"],
     "gpu-worker": ["shm", "checkpoint"],
     "proto": [],

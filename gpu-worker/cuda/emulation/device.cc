@@ -93,9 +93,11 @@ void Device::record(Event& event, Stream& stream) {
 
 std::string Device::advance(const std::function<bool()>& done) {
   const DeviceMemory::Access access(memory);
+  last_ = nullptr;  // who was ahead the last time is not favoured now
   while (failure_.empty() && !done()) {
     if (!step()) {
-      set_failure("deadlock: every stream is empty or waits for an event whose record is behind another wait");
+      set_failure(
+          "deadlock: every stream is empty or waits for an event whose record is behind another wait");
     }
   }
   return failure_;
@@ -108,7 +110,9 @@ void Device::advance_a_little() {
 }
 
 std::string Device::drain() {
-  return advance([&] { return std::all_of(streams_.begin(), streams_.end(), [](const auto& s) { return s->queue.empty(); }); });
+  return advance([&] {
+    return std::all_of(streams_.begin(), streams_.end(), [](const auto& s) { return s->queue.empty(); });
+  });
 }
 
 bool Device::step() {
@@ -136,7 +140,8 @@ Stream* Device::choose() {
     if (first.after == nullptr || first.after->done) runnable_.push_back(s.get());
   }
   if (runnable_.empty()) return nullptr;
-  if (random_.below(4) != 0 && std::find(runnable_.begin(), runnable_.end(), last_) != runnable_.end()) return last_;
+  if (random_.below(4) != 0 && std::find(runnable_.begin(), runnable_.end(), last_) != runnable_.end())
+    return last_;
   return runnable_[random_.below(static_cast<std::uint32_t>(runnable_.size()))];
 }
 

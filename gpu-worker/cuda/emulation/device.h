@@ -23,10 +23,10 @@ struct Record {
 };
 
 struct Operation {
-  std::string what;                      ///< for error texts
-  std::function<std::string()> run;      ///< what went wrong, or nothing; may be empty
-  std::shared_ptr<const Record> after;   ///< blocks its stream until this is done
-  const std::byte* host = nullptr;       ///< host memory that it will touch
+  std::string what;                     ///< for error texts
+  std::function<std::string()> run;     ///< what went wrong, or nothing; may be empty
+  std::shared_ptr<const Record> after;  ///< blocks its stream until this is done
+  const std::byte* host = nullptr;      ///< host memory that it will touch
   std::uint64_t host_bytes = 0;
 };
 
@@ -48,10 +48,11 @@ struct Graph {
   std::shared_ptr<const Recording> operations;
 };
 
-/// Operations run only inside advance(), that is when somebody waits or asks; then one after another, of streams
-/// drawn at random, as far as events allow. Seeds divisible by four run them as soon as they may instead: what
-/// the host changes between enqueueing and waiting is seen wrongly by one of the two kinds.
-/// Functions return what went wrong, or an empty string. A failure while an operation runs is final, as on a GPU.
+/// Operations run only inside advance(), that is when somebody waits or asks; then one after another, of
+/// streams drawn at random, as far as events allow. Seeds divisible by four run them as soon as they may
+/// instead: what the host changes between enqueueing and waiting is seen wrongly by one of the two kinds.
+/// Functions return what went wrong, or an empty string. A failure while an operation runs is final, as on a
+/// GPU.
 class Device {
  public:
   explicit Device(std::uint64_t seed) : random_(seed), eager_(seed % 4 == 0) {}

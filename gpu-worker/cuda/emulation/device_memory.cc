@@ -39,7 +39,9 @@ __attribute__((no_sanitize("address"))) bool is_zone(const std::byte* p, std::ui
   return true;
 }
 
-void fill(std::byte* p, std::byte value, std::uint64_t bytes) { std::memset(p, static_cast<int>(value), bytes); }
+void fill(std::byte* p, std::byte value, std::uint64_t bytes) {
+  std::memset(p, static_cast<int>(value), bytes);
+}
 
 }  // namespace
 
@@ -62,8 +64,8 @@ std::string DeviceMemory::reserve(std::uint64_t total_bytes) {
   reserved_bytes_ = total_bytes + total_bytes / 8 + kSlackBytes;
   void* at = ::mmap(nullptr, reserved_bytes_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (at == MAP_FAILED) {
-    return "cannot reserve " + std::to_string(reserved_bytes_) + " bytes of addresses (" + std::strerror(errno) +
-           "); set STOKER_EMULATED_VRAM to less";
+    return "cannot reserve " + std::to_string(reserved_bytes_) + " bytes of addresses (" +
+           std::strerror(errno) + "); set STOKER_EMULATED_VRAM to less";
   }
   begin_ = touched_end_ = static_cast<std::byte*>(at);
   return {};
@@ -73,8 +75,9 @@ std::string DeviceMemory::alloc(std::uint64_t bytes, void** out) {
   *out = nullptr;
   std::byte* block = bytes > total_bytes_ - used_bytes_ ? nullptr : find_room(bytes);
   if (block == nullptr) {
-    return "out of device memory: " + std::to_string(bytes) + " bytes asked for, " + std::to_string(used_bytes_) + " of " +
-           std::to_string(total_bytes_) + " in use (STOKER_EMULATED_VRAM sets the emulated GPU's total)";
+    return "out of device memory: " + std::to_string(bytes) + " bytes asked for, " +
+           std::to_string(used_bytes_) + " of " + std::to_string(total_bytes_) +
+           " in use (STOKER_EMULATED_VRAM sets the emulated GPU's total)";
   }
   touched_end_ = std::max(touched_end_, block + gross(bytes));
   const Access access(*this);
@@ -115,8 +118,8 @@ std::string DeviceMemory::check() const {
 std::string DeviceMemory::check_zones(const std::byte* p, std::uint64_t bytes) {
   const bool front = is_zone(p - kZoneBytes, kZoneBytes), rear = is_zone(p + bytes, rear_bytes(bytes));
   if (front && rear) return {};
-  return "something wrote " + std::string(front ? "behind the end" : "before the beginning") + " of an allocation of " +
-         std::to_string(bytes) + " bytes of device memory";
+  return "something wrote " + std::string(front ? "behind the end" : "before the beginning") +
+         " of an allocation of " + std::to_string(bytes) + " bytes of device memory";
 }
 
 bool DeviceMemory::holds(const void* p, std::uint64_t bytes) const {

@@ -61,12 +61,15 @@ const char* file_name(Site site) {
   return slash == nullptr ? site.file : slash + 1;
 }
 
-bool same(Site a, Site b) { return a.line == b.line && (a.file == b.file || std::strcmp(a.file, b.file) == 0); }
+bool same(Site a, Site b) {
+  return a.line == b.line && (a.file == b.file || std::strcmp(a.file, b.file) == 0);
+}
 
 std::string print(Site site) { return std::string(file_name(site)) + ":" + std::to_string(site.line); }
 
 std::string print(uint3 place) {
-  return "(" + std::to_string(place.x) + ", " + std::to_string(place.y) + ", " + std::to_string(place.z) + ")";
+  return "(" + std::to_string(place.x) + ", " + std::to_string(place.y) + ", " + std::to_string(place.z) +
+         ")";
 }
 
 std::string hexadecimal(unsigned bits) {
@@ -87,9 +90,9 @@ const char* print(Exchange kind) {
   return "?";
 }
 
-/// Runs the threads of one block at a time. Control goes from fiber to fiber: whoever blocks or returns picks the
-/// next one that is ready; when there is none, the stack that called run() goes on, and sees whether all have
-/// returned. A thread that never blocks costs no switch: its fiber goes on with the next thread.
+/// Runs the threads of one block at a time. Control goes from fiber to fiber: whoever blocks or returns picks
+/// the next one that is ready; when there is none, the stack that called run() goes on, and sees whether all
+/// have returned. A thread that never blocks costs no switch: its fiber goes on with the next thread.
 class Multiprocessor {
  public:
   Multiprocessor() : fibers_([this](Fiber& self) -> Fiber& { return run_threads(self); }) {}
@@ -209,9 +212,9 @@ Fiber& Multiprocessor::run_threads(Fiber& self) {
 
 void Multiprocessor::enter(unsigned thread) {
   current_ = thread;
-  threadIdx = thread_count_ == blockDim.x
-                  ? uint3{thread, 0, 0}
-                  : uint3{thread % blockDim.x, thread / blockDim.x % blockDim.y, thread / (blockDim.x * blockDim.y)};
+  threadIdx = thread_count_ == blockDim.x ? uint3{thread, 0, 0}
+                                          : uint3{thread % blockDim.x, thread / blockDim.x % blockDim.y,
+                                                  thread / (blockDim.x * blockDim.y)};
 }
 
 /// Lets others run until this thread is taken again; it must be waiting for something, or ready.
@@ -235,7 +238,8 @@ Fiber& Multiprocessor::fiber_of(unsigned thread) {
 unsigned Multiprocessor::take_ready() {
   for (unsigned tried = 0; tried < warp_count_; ++tried) {
     const unsigned w =
-        (warps_upwards_ ? first_warp_ + warp_position_ : first_warp_ + warp_count_ - warp_position_) % warp_count_;
+        (warps_upwards_ ? first_warp_ + warp_position_ : first_warp_ + warp_count_ - warp_position_) %
+        warp_count_;
     Warp& warp = warps_[w];
     if (warp.ready != 0) {
       const unsigned rotated = std::rotr(warp.ready, static_cast<int>(warp.rotation));
@@ -321,8 +325,9 @@ void Multiprocessor::complete(Exchange kind, unsigned mask) {
     const unsigned lane = static_cast<unsigned>(std::countr_zero(left));
     const Thread& thread = threads_[begin + lane];
     if (thread.kind != kind || !same(thread.site, site)) {
-      fail("is in " + std::string(print(kind)) + " at " + print(site) + " while lane " + std::to_string(lane) + " is in " +
-           print(thread.kind) + " at " + print(thread.site) + ": all lanes of a mask must execute the same one");
+      fail("is in " + std::string(print(kind)) + " at " + print(site) + " while lane " +
+           std::to_string(lane) + " is in " + print(thread.kind) + " at " + print(thread.site) +
+           ": all lanes of a mask must execute the same one");
     }
     if (thread.bits != 0) voted |= 1U << lane;
   }
@@ -332,8 +337,8 @@ void Multiprocessor::complete(Exchange kind, unsigned mask) {
     if (kind != Exchange::shuffle) {
       thread.result = voted;
     } else if (thread.source >= kLanes || (mask >> thread.source & 1) == 0) {
-      fail("sees lane " + std::to_string(lane) + " read lane " + std::to_string(thread.source) + ", which is not in the mask " +
-           hexadecimal(mask) + " of the shuffle at " + print(site));
+      fail("sees lane " + std::to_string(lane) + " read lane " + std::to_string(thread.source) +
+           ", which is not in the mask " + hexadecimal(mask) + " of the shuffle at " + print(site));
     } else {
       thread.result = threads_[begin + thread.source].bits;
     }
@@ -349,8 +354,10 @@ void Multiprocessor::complete(Exchange kind, unsigned mask) {
 void* Multiprocessor::static_shared(SharedVariable& variable, std::size_t bytes, std::size_t alignment) {
   void* at = shared_.place(variable, bytes, alignment);
   if (at == nullptr) {
-    fail("needs " + std::to_string(bytes) + " bytes of shared memory more than there are: static and dynamic together " +
-         "are at most 48 KiB, in at most 32 variables (dynamic: " + std::to_string(launch_->shared_bytes) + ")");
+    fail("needs " + std::to_string(bytes) +
+         " bytes of shared memory more than there are: static and dynamic together " +
+         "are at most 48 KiB, in at most 32 variables (dynamic: " + std::to_string(launch_->shared_bytes) +
+         ")");
   }
   return at;
 }
@@ -380,9 +387,11 @@ std::string Multiprocessor::describe_stuck() const {
     } else if ((warp.exchanging >> t % kLanes & 1) != 0) {
       const unsigned missing = thread.mask & ~warp.exchanging;
       place = "wait in " + std::string(print(thread.kind)) + " at " + print(thread.site) + " with mask " +
-              hexadecimal(thread.mask) + (missing == 0 ? "" : ", of which " + hexadecimal(missing) + " did not come");
+              hexadecimal(thread.mask) +
+              (missing == 0 ? "" : ", of which " + hexadecimal(missing) + " did not come");
     }
-    const auto known = std::find_if(groups.begin(), groups.end(), [&](const Group& g) { return g.place == place; });
+    const auto known =
+        std::find_if(groups.begin(), groups.end(), [&](const Group& g) { return g.place == place; });
     if (known == groups.end()) {
       groups.push_back({place, t, 1});
     } else {
@@ -391,9 +400,11 @@ std::string Multiprocessor::describe_stuck() const {
   }
   std::string text = where() + " is stuck: ";
   for (const Group& group : groups) {
-    text += std::to_string(group.count) + " threads (the first: " + std::to_string(group.first) + ") " + group.place + "; ";
+    text += std::to_string(group.count) + " threads (the first: " + std::to_string(group.first) + ") " +
+            group.place + "; ";
   }
-  return text + "all live threads must reach the same __syncthreads, and all lanes of a mask the same exchange";
+  return text +
+         "all live threads must reach the same __syncthreads, and all lanes of a mask the same exchange";
 }
 
 Multiprocessor& multiprocessor() {

@@ -2,8 +2,8 @@
 //
 // A launch is a closure on a stream (runtime.cc). Its blocks run one after another in an order drawn from the
 // seed; the threads of a block are fibers of one OS thread. A thread runs until it blocks in a barrier or an
-// exchange among lanes (shuffle, ballot, __syncwarp); which one goes on is drawn too. So what CUDA leaves open
-// comes out differently under each seed, and everything under one seed is repeatable.
+// exchange among lanes (shuffle, ballot, __syncwarp); which one goes on is drawn too. So what CUDA leaves
+// open comes out differently under each seed, and everything under one seed is repeatable.
 //
 // Stricter than hardware, where the programming guide calls something undefined:
 //  - all threads that have not returned must reach the same __syncthreads, by source line;
@@ -72,7 +72,8 @@ inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return
 inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
-// Where the running thread is; set whenever a fiber goes on. Hidden: no detour through the module's symbol table.
+// Where the running thread is; set whenever a fiber goes on. Hidden: no detour through the module's symbol
+// table.
 extern __attribute__((visibility("hidden"))) uint3 threadIdx, blockIdx;
 extern __attribute__((visibility("hidden"))) dim3 blockDim, gridDim;
 constexpr int warpSize = 32;
@@ -114,7 +115,8 @@ struct Launch {
   std::size_t shared_bytes;
 };
 
-/// Runs all blocks. thread: the kernel with its arguments, called once for each thread. What went wrong, or nothing.
+/// Runs all blocks. thread: the kernel with its arguments, called once for each thread. What went wrong, or
+/// nothing.
 std::string run(const Launch& launch, const std::function<void()>& thread, Random& random);
 
 /// Checks what a GPU would check at the launch, and puts it on the stream (runtime.cc).
@@ -127,7 +129,8 @@ device::Status launch(const char* kernel_name, void (*kernel)(Parameters...), di
                 "CUDA copies a kernel's arguments byte by byte");
   static_assert((sizeof(Parameters) + ... + 0) <= 4096, "the limit of CUDA before 12.1");
   const std::tuple<Parameters...> values{static_cast<Parameters>(std::forward<Arguments>(arguments))...};
-  return enqueue({kernel_name, grid, block, shared_bytes}, [kernel, values] { std::apply(kernel, values); }, stream);
+  return enqueue(
+      {kernel_name, grid, block, shared_bytes}, [kernel, values] { std::apply(kernel, values); }, stream);
 }
 
 template <class To, class From>
@@ -187,7 +190,8 @@ T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = warpSize, S
 }
 
 inline unsigned __ballot_sync(unsigned mask, int predicate, STOKER_SITE) {
-  return stoker::emulation::exchange(stoker::emulation::Exchange::ballot, mask, predicate != 0, 0, {file, line});
+  return stoker::emulation::exchange(stoker::emulation::Exchange::ballot, mask, predicate != 0, 0,
+                                     {file, line});
 }
 
 inline int __any_sync(unsigned mask, int predicate, STOKER_SITE) {
@@ -207,10 +211,18 @@ T stoker_atomic(T* at, Combine combine) {
   *at = combine(old);
   return old;
 }
-inline unsigned atomicAdd(unsigned* at, unsigned v) { return stoker_atomic(at, [v](unsigned old) { return old + v; }); }
-inline int atomicAdd(int* at, int v) { return stoker_atomic(at, [v](int old) { return old + v; }); }
-inline unsigned atomicOr(unsigned* at, unsigned v) { return stoker_atomic(at, [v](unsigned old) { return old | v; }); }
-inline int atomicOr(int* at, int v) { return stoker_atomic(at, [v](int old) { return old | v; }); }
+inline unsigned atomicAdd(unsigned* at, unsigned v) {
+  return stoker_atomic(at, [v](unsigned old) { return old + v; });
+}
+inline int atomicAdd(int* at, int v) {
+  return stoker_atomic(at, [v](int old) { return old + v; });
+}
+inline unsigned atomicOr(unsigned* at, unsigned v) {
+  return stoker_atomic(at, [v](unsigned old) { return old | v; });
+}
+inline int atomicOr(int* at, int v) {
+  return stoker_atomic(at, [v](int old) { return old | v; });
+}
 inline unsigned atomicMax(unsigned* at, unsigned v) {
   return stoker_atomic(at, [v](unsigned old) { return old > v ? old : v; });
 }
@@ -272,10 +284,11 @@ inline float half_to_float(std::uint16_t bits) {
 #define STOKER_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
   ::stoker::emulation::launch(#kernel, kernel, grid, block, shared_bytes, stream, __VA_ARGS__)
 
-#define STOKER_DYNAMIC_SHARED(type, name) type* name = static_cast<type*>(::stoker::emulation::dynamic_shared())
+#define STOKER_DYNAMIC_SHARED(type, name) \
+  type* name = static_cast<type*>(::stoker::emulation::dynamic_shared())
 
-#define STOKER_SHARED(type, name, ...)                                       \
-  typedef type name##_in_shared_memory __VA_ARGS__;                          \
-  static ::stoker::emulation::SharedVariable name##_variable;                \
-  name##_in_shared_memory& name = *static_cast<name##_in_shared_memory*>(    \
-      ::stoker::emulation::static_shared(name##_variable, sizeof(name##_in_shared_memory), alignof(name##_in_shared_memory)))
+#define STOKER_SHARED(type, name, ...)                                                                       \
+  typedef type name##_in_shared_memory __VA_ARGS__;                                                          \
+  static ::stoker::emulation::SharedVariable name##_variable;                                                \
+  name##_in_shared_memory& name = *static_cast<name##_in_shared_memory*>(::stoker::emulation::static_shared( \
+      name##_variable, sizeof(name##_in_shared_memory), alignof(name##_in_shared_memory)))

@@ -1,7 +1,7 @@
 #include "gpu-worker/cuda/emulation/fiber.h"
 
-// The lower half of Boost.Context. Its class `fiber` unwinds the stacks of fibers that have not ended, behind the
-// sanitizers' back; ours never end.
+// The lower half of Boost.Context. Its class `fiber` unwinds the stacks of fibers that have not ended, behind
+// the sanitizers' back; ours never end.
 #include <boost/context/detail/fcontext.hpp>
 #include <boost/context/protected_fixedsize_stack.hpp>
 
@@ -28,7 +28,8 @@ namespace {
 
 using boost::context::detail::transfer_t;
 
-// A kernel's frame is small. Sanitizers put red zones around each variable; their frames take several times more.
+// A kernel's frame is small. Sanitizers put red zones around each variable; their frames take several times
+// more.
 #if defined(STOKER_ASAN) || defined(STOKER_TSAN)
 constexpr std::size_t kStackBytes = 256 << 10;
 #else
@@ -58,7 +59,8 @@ void after_switch(Fiber&, Fiber&) {}
 
 }  // namespace
 
-/// Owns the stack. The page below it is protected: a kernel that needs more faults instead of writing elsewhere.
+/// Owns the stack. The page below it is protected: a kernel that needs more faults instead of writing
+/// elsewhere.
 struct FiberPool::Pooled : Fiber {
   boost::context::protected_fixedsize_stack allocator{kStackBytes};
   boost::context::stack_context memory = allocator.allocate();

@@ -23,8 +23,8 @@ struct Fiber {
 ///  1. take() makes it, or finds it idle.
 ///  2. switch_to() it: it calls the task. Inside, others may be switched to, and back.
 ///  3. The task returns: the fiber is idle again, and the fiber that the task named goes on.
-/// They never end; when the pool dies all are idle, and only their stacks are given back. One OS thread at a time
-/// uses a pool, and a fiber that is not idle stays on it.
+/// They never end; when the pool dies all are idle, and only their stacks are given back. One OS thread at a
+/// time uses a pool, and a fiber that is not idle stays on it.
 class FiberPool {
  public:
   using Task = std::function<Fiber&(Fiber& self)>;

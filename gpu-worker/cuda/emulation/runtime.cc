@@ -1,7 +1,8 @@
 // The emulation's half of the table that has no kernels. Checks what CUDA would refuse, or leave to chance.
 //
 //   STOKER_EMULATED_VRAM    bytes of device memory, default 64 GiB (only what is used is really taken)
-//   STOKER_EMULATION_SEED   the order of everything that is not ordered, default 1; device.h tells about seeds
+//   STOKER_EMULATION_SEED   the order of everything that is not ordered, default 1; device.h tells about
+//   seeds
 // Both are read by open().
 #include <array>
 #include <atomic>
@@ -121,9 +122,11 @@ std::string check_size(const emulation::Launch& launch) {
   if (g.x == 0 || g.y == 0 || g.z == 0 || g.x > 0x7FFF'FFFF || g.y > 65535 || g.z > 65535) {
     return "a grid of " + print(g) + " blocks; 1 to 2147483647 x 65535 x 65535 are possible";
   }
-  if (std::uint64_t{g.x} * g.y > 0xFFFF'FFFF / g.z) return "a grid of " + print(g) + " blocks is too much to emulate";
+  if (std::uint64_t{g.x} * g.y > 0xFFFF'FFFF / g.z)
+    return "a grid of " + print(g) + " blocks is too much to emulate";
   if (launch.shared_bytes > emulation::kSharedBytesMax) {
-    return std::to_string(launch.shared_bytes) + " bytes of dynamic shared memory; at most 48 KiB are possible";
+    return std::to_string(launch.shared_bytes) +
+           " bytes of dynamic shared memory; at most 48 KiB are possible";
   }
   return {};
 }
@@ -141,7 +144,8 @@ std::string check_device(const emulation::Device& d, const void* p, std::uint64_
 }
 
 /// CUDA refuses a copy that begins in one registered range and ends outside of it.
-constexpr char kPartlyPinned[] = "the host memory is only in part in one pinned range; CUDA refuses that: split the copy";
+constexpr char kPartlyPinned[] =
+    "the host memory is only in part in one pinned range; CUDA refuses that: split the copy";
 
 std::string copy(void* to, const void* from, std::uint64_t bytes) {
   std::memcpy(to, from, bytes);
@@ -174,7 +178,8 @@ Status open(std::uint32_t device, Info* info) {
   if (device != 0) return say("open", "there is only device 0");
   const auto total = number_from("STOKER_EMULATED_VRAM", kDefaultMemoryBytes);
   const auto seed = number_from("STOKER_EMULATION_SEED", 1);
-  if (!total || !seed) return say("open", "STOKER_EMULATED_VRAM and STOKER_EMULATION_SEED must be whole numbers");
+  if (!total || !seed)
+    return say("open", "STOKER_EMULATED_VRAM and STOKER_EMULATION_SEED must be whole numbers");
   auto opened = std::make_unique<emulation::Device>(*seed);
   if (std::string text = opened->memory.reserve(*total); !text.empty()) return say("open", text);
   gpu = std::move(opened);
@@ -295,7 +300,8 @@ void free_event(Event* e) {
 }
 
 constexpr char kEventInCapture[] =
-    "events in a captured stream are not supported (a graph here is one chain of operations): record and wait outside";
+    "events in a captured stream are not supported (a graph here is one chain of operations): record and "
+    "wait outside";
 
 Status record(Event* e, Stream* s) {
   return on_stream("record", s, [&](emulation::Device& d, EmulatedStream& stream) -> std::string {
@@ -338,10 +344,12 @@ Status elapsed(Event* from, Event* to, float* milliseconds) {
     if (second == nullptr) return "this is not an event, or it has been freed";
     if (!first.timed || !second->timed) return "both events must be made with timed = true";
     for (const EmulatedEvent* event : {&first, second}) {
-      if (event->latest == nullptr || !event->latest->done) return "an event has not fired: wait for both first";
+      if (event->latest == nullptr || !event->latest->done)
+        return "an event has not fired: wait for both first";
     }
     // Virtual time: an operation takes a microsecond.
-    const auto operations = static_cast<std::int64_t>(second->latest->time) - static_cast<std::int64_t>(first.latest->time);
+    const auto operations =
+        static_cast<std::int64_t>(second->latest->time) - static_cast<std::int64_t>(first.latest->time);
     *milliseconds = static_cast<float>(operations) * 1e-3F;
     return {};
   });
@@ -399,7 +407,8 @@ Status to_device(void* to, const void* from, std::uint64_t bytes, Stream* s) {
         break;
     }
     if (stream.capture != nullptr) return "a captured copy needs pinned memory (alloc_host)";
-    // CUDA stages pageable memory: the source is read now, the device's memory is written in the stream's order.
+    // CUDA stages pageable memory: the source is read now, the device's memory is written in the stream's
+    // order.
     const auto* begin = static_cast<const std::byte*>(from);
     const auto staged = std::make_shared<const std::vector<std::byte>>(begin, begin + bytes);
     d.enqueue(stream, {.what = "to_device",
@@ -432,8 +441,9 @@ Status on_device(void* to, const void* from, std::uint64_t bytes, Stream* s) {
     }
     const auto *a = static_cast<const std::byte*>(to), *b = static_cast<const std::byte*>(from);
     if (a < b + bytes && b < a + bytes) return "source and destination overlap";
-    d.enqueue(stream,
-              {.what = "on_device", .run = [to, from, bytes] { return copy(to, from, bytes); }, .after = nullptr});
+    d.enqueue(
+        stream,
+        {.what = "on_device", .run = [to, from, bytes] { return copy(to, from, bytes); }, .after = nullptr});
     return {};
   });
 }
@@ -458,7 +468,9 @@ stoker::device::Status stoker::emulation::enqueue(const Launch& launch, std::fun
                                                   device::Stream* stream) {
   return device::on_stream(launch.kernel, stream, [&](Device& d, Stream& s) -> std::string {
     if (std::string text = device::check_size(launch); !text.empty()) return text;
-    const auto run = [&d, launch, thread = std::move(thread)] { return emulation::run(launch, thread, d.random()); };
+    const auto run = [&d, launch, thread = std::move(thread)] {
+      return emulation::run(launch, thread, d.random());
+    };
     d.enqueue(s, {.what = launch.kernel, .run = run, .after = nullptr});
     return {};
   });

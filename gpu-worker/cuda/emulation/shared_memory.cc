@@ -22,16 +22,19 @@ void SharedMemory::begin_block(std::size_t dynamic_bytes) {
 
 void* SharedMemory::place(SharedVariable& variable, std::size_t bytes, std::size_t alignment) {
   if (variable.block != block_) {
-    if (used_bytes_ + bytes > kSharedBytesMax || zone_count_ == zones_.size() || alignment > kZoneBytes) return nullptr;
+    if (used_bytes_ + bytes > kSharedBytesMax || zone_count_ == zones_.size() || alignment > kZoneBytes)
+      return nullptr;
     variable = {block_, reserve(bytes, alignment)};
   }
   return memory_.data() + variable.offset;
 }
 
 bool SharedMemory::intact() const {
-  return std::all_of(zones_.begin(), zones_.begin() + static_cast<std::ptrdiff_t>(zone_count_), [&](std::size_t zone) {
-    return std::all_of(&memory_[zone], &memory_[zone] + kZoneBytes, [](std::byte b) { return b == kZone; });
-  });
+  return std::all_of(zones_.begin(), zones_.begin() + static_cast<std::ptrdiff_t>(zone_count_),
+                     [&](std::size_t zone) {
+                       return std::all_of(&memory_[zone], &memory_[zone] + kZoneBytes,
+                                          [](std::byte b) { return b == kZone; });
+                     });
 }
 
 std::size_t SharedMemory::reserve(std::size_t bytes, std::size_t alignment) {

@@ -1,8 +1,9 @@
-// Gated softmax attention over a paged KV cache (model.md 3.6), in the CPU backend's order: scores, the maximum
-// over all positions, sums per page, then over the pages in order.
+// Gated softmax attention over a paged KV cache (model.md 3.6), in the CPU backend's order: scores, the
+// maximum over all positions, sums per page, then over the pages in order.
 //
-// Three kernels, parallel over rows, kv heads and pages: scores; exponentials and sums of a page; the sum over
-// pages. A block serves up to eight query heads of one kv head, so that a key or value is read once for them.
+// Three kernels, parallel over rows, kv heads and pages: scores; exponentials and sums of a page; the sum
+// over pages. A block serves up to eight query heads of one kv head, so that a key or value is read once for
+// them.
 #include "gpu-worker/cuda/kernels/lanes.cuh"
 #include "gpu-worker/cuda/module.h"
 
@@ -82,7 +83,7 @@ std::uint64_t floats_per_head(std::uint64_t pages, std::uint64_t head_dim) {
 /// What blocks of score_keys and weigh_values find from their index: kHeads query heads of a row.
 template <unsigned kHeads>
 struct Queries {
-  unsigned row;      ///< of the step
+  unsigned row;  ///< of the step
   unsigned kv_head;
   unsigned first;    ///< query head
   unsigned count;    ///< query heads, at most kHeads
@@ -116,7 +117,8 @@ __global__ void __launch_bounds__(kScoreThreads) score_keys(Attention a, Workspa
   const unsigned dim = a.head_dim;
   const unsigned count = min(kBlockKeys, q.length - position);
   const float* from = a.q + std::size_t{q.row} * a.q_stride + std::size_t{q.first} * dim;
-  for (unsigned i = threadIdx.x; i < kHeads * dim; i += kScoreThreads) queries[i] = i < q.count * dim ? from[i] : 0.0F;
+  for (unsigned i = threadIdx.x; i < kHeads * dim; i += kScoreThreads)
+    queries[i] = i < q.count * dim ? from[i] : 0.0F;
   __syncthreads();
   const float* keys = page_part(q.pages[position / kPagePositions], a.layer, 0, a.kv_heads, q.kv_head, dim) +
                       std::size_t{position % kPagePositions} * dim;
@@ -134,7 +136,8 @@ __global__ void __launch_bounds__(kScoreThreads) score_keys(Attention a, Workspa
     for (unsigned g = 0; g < kHeads; ++g) {
       const float x = i < dim ? queries[g * dim + i] : 0.0F;
       STOKER_UNROLL
-      for (unsigned n = 0; n < kKeysPerHalfWarp; ++n) acc[n * kHeads + g] = fmaf(x, k[n], acc[n * kHeads + g]);
+      for (unsigned n = 0; n < kKeysPerHalfWarp; ++n)
+        acc[n * kHeads + g] = fmaf(x, k[n], acc[n * kHeads + g]);
     }
   }
   for_lane_sums(acc, [&](unsigned o, float sum, bool mine) {
@@ -155,16 +158,18 @@ __global__ void __launch_bounds__(kScoreThreads) score_keys(Attention a, Workspa
   }
 }
 
-/// exp(score - maximum) of one position. A thread reads all of it at once, by fours; the gap spreads positions
-/// over the banks.
+/// exp(score - maximum) of one position. A thread reads all of it at once, by fours; the gap spreads
+/// positions over the banks.
 template <unsigned kHeads>
 struct alignas(kHeads < 4 ? 4 * kHeads : 16) Weights {
   float e[kHeads < 4 ? kHeads : kHeads + 4];
 };
 
-/// e = exp(score - maximum) of one page, their sum, and the sum of e times value for kValueThreads dimensions.
+/// e = exp(score - maximum) of one page, their sum, and the sum of e times value for kValueThreads
+/// dimensions.
 template <unsigned kHeads>
-__global__ void __launch_bounds__(kValueThreads) weigh_values(Attention a, Workspace work, unsigned first_row) {
+__global__ void __launch_bounds__(kValueThreads)
+    weigh_values(Attention a, Workspace work, unsigned first_row) {
   STOKER_SHARED(Weights<kHeads>, weights, [kPagePositions]);
   STOKER_SHARED(float, maxima, [kHeads]);
   const Queries<kHeads> q(a, first_row);
@@ -215,7 +220,8 @@ __global__ void __launch_bounds__(kValueThreads) weigh_values(Attention a, Works
 }
 
 /// A block per head and row: sums over the pages in order, quotient and gate.
-__global__ void __launch_bounds__(kFinishThreads) finish_rows(Attention a, Workspace work, unsigned first_row) {
+__global__ void __launch_bounds__(kFinishThreads)
+    finish_rows(Attention a, Workspace work, unsigned first_row) {
   const unsigned row = first_row + blockIdx.y;
   const std::size_t slot = std::size_t{blockIdx.y} * a.heads + blockIdx.x;
   const unsigned pages = a.step.rows[row].position / kPagePositions + 1;

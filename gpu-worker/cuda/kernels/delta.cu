@@ -56,7 +56,12 @@ struct DeltaShared {
   float* decay;  ///< [tokens]
   float* beta;   ///< [tokens]
   __device__ DeltaShared(float* memory, unsigned tokens, unsigned dk, unsigned dv)
-      : q(memory), k(q + tokens * dk), o(k + tokens * dk), kq(o + tokens * dv), decay(kq + tokens), beta(decay + tokens) {}
+      : q(memory),
+        k(q + tokens * dk),
+        o(k + tokens * dk),
+        kq(o + tokens * dv),
+        decay(kq + tokens),
+        beta(decay + tokens) {}
 };
 std::size_t delta_shared_bytes(std::size_t tokens, std::size_t dk, std::size_t dv) {
   return tokens * (2 * dk + dv + 3) * sizeof(float);
@@ -119,8 +124,9 @@ __device__ __forceinline__ void finish_tokens(const DeltaRule& a, unsigned first
   }
 }
 
-/// One token of one column of the state, operation by operation delta_columns of cpu/kernels-inl.h. The column
-/// is in registers.
+/// One token of one column of the state, operation by operation delta_columns of cpu/kernels-inl.h. The
+/// column is in registers. Whole warps: the barrier keeps the compiler from reading all of k and q ahead, for
+/// which there are no registers left.
 template <unsigned kKeys>
 __device__ __forceinline__ float delta_column(float (&s)[kKeys], const float* q, const float* k, float v,
                                               float decay, float beta, float kq) {
@@ -134,6 +140,7 @@ __device__ __forceinline__ float delta_column(float (&s)[kKeys], const float* q,
   };
   STOKER_UNROLL
   for (unsigned i = 0; i < kKeys / 4; ++i) {
+    if (i % 8 == 0) __syncwarp();
     const float4 ks = k4[i];
     const float4 qs = q4[i];
     read(s[4 * i], ks.x, qs.x);
@@ -170,7 +177,7 @@ __device__ __forceinline__ float delta_column(float* s, unsigned stride, unsigne
 /// A block per segment and value head, a thread per column of its state, a round per `most` tokens.
 /// kKeys: dk, when the state fits into registers, else 0.
 template <unsigned kKeys>
-__global__ void __launch_bounds__(kKeys > 0 ? 256 : 1024) delta_rule(DeltaRule a, unsigned most) {
+__global__ void __launch_bounds__(kKeys > 0 ? 256 : 1024, 1) delta_rule(DeltaRule a, unsigned most) {
   STOKER_DYNAMIC_SHARED(float, memory);
   const DeltaShared shared(memory, most, a.dk, a.dv);
   const Segment segment = a.step.segments[blockIdx.y];
@@ -189,14 +196,16 @@ __global__ void __launch_bounds__(kKeys > 0 ? 256 : 1024) delta_rule(DeltaRule a
     prepare_tokens(a, segment.first_row + first, tokens, head, shared);
     __syncthreads();
     STOKER_NO_UNROLL
-    for (unsigned t = 0; alive && t < tokens; ++t) {
+    for (unsigned t = 0; t < tokens; ++t) {
       const float* q = shared.q + t * a.dk;
       const float* k = shared.k + t * a.dk;
-      float& o = shared.o[t * a.dv + column];
+      float* o = shared.o + t * a.dv + column;
       if constexpr (kKeys > 0) {
-        o = delta_column(s, q, k, o, shared.decay[t], shared.beta[t], shared.kq[t]);
-      } else {
-        o = delta_column(state, a.dv, a.dk, q, k, o, shared.decay[t], shared.beta[t], shared.kq[t]);
+        const float out =
+            delta_column(s, q, k, alive ? *o : 0.0F, shared.decay[t], shared.beta[t], shared.kq[t]);
+        if (alive) *o = out;
+      } else if (alive) {
+        *o = delta_column(state, a.dv, a.dk, q, k, *o, shared.decay[t], shared.beta[t], shared.kq[t]);
       }
     }
     __syncthreads();
@@ -233,7 +242,8 @@ Status launch_delta_rule(const DeltaRule& a, Stream* s) {
   if (bytes > kSharedBytesMax) return "delta_rule: a head is too large for shared memory";
   const dim3 grid(a.value_heads, a.step.segment_count);
   const unsigned threads = (a.dv + 31) / 32 * 32;
-  if (a.dk == 128 && threads <= 256) return STOKER_LAUNCH(delta_rule<128>, grid, threads, bytes, s, a, tokens);
+  if (a.dk == 128 && threads <= 256)
+    return STOKER_LAUNCH(delta_rule<128>, grid, threads, bytes, s, a, tokens);
   return STOKER_LAUNCH(delta_rule<0>, grid, threads, bytes, s, a, tokens);
 }
 

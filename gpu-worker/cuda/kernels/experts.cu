@@ -9,9 +9,13 @@
 namespace stoker::device {
 namespace {
 
-constexpr unsigned kFewPairs = 16;     ///< most pairs of an expert for the kernels that decoding uses
-constexpr unsigned kTilesAtOnce = 4;   ///< tiles of pairs of one expert with a block of their own
-constexpr unsigned kAnyPairs = 4;      ///< pairs at a time where nothing else fits
+constexpr unsigned kFewPairs = 16;    ///< most pairs of an expert for the kernels that decoding uses
+constexpr unsigned kTilesAtOnce = 4;  ///< tiles of pairs of one expert with a block of their own
+constexpr unsigned kAnyPairs = 4;     ///< pairs at a time where nothing else fits
+
+/// Of a multiprocessor, for the kernels that decoding uses: with one pair their loads need the registers.
+template <int kMost>
+constexpr int kBlocksAtOnce = kMost == 1 ? 4 : 3;
 
 /// The three matrices of one expert, and its pairs.
 struct Work {
@@ -29,8 +33,12 @@ __device__ __forceinline__ Work work_of(const Experts& a) {
   const auto matrix = [&](const void* data, const float* scales, unsigned rows, unsigned cols) {
     return Matrix{data, scales, rows, cols, a.block_rows, a.block_cols, a.code};
   };
-  return {matrix(e.gate, e.scales, a.inner, a.hidden), matrix(e.up, e.scales + tiles, a.inner, a.hidden),
-          matrix(e.down, e.scales + 2 * tiles, a.hidden, a.inner), a.pairs + e.first, e.first, e.count};
+  return {matrix(e.gate, e.scales, a.inner, a.hidden),
+          matrix(e.up, e.scales + tiles, a.inner, a.hidden),
+          matrix(e.down, e.scales + 2 * tiles, a.hidden, a.inner),
+          a.pairs + e.first,
+          e.first,
+          e.count};
 }
 
 /// Where the input of an expert's pair n begins, for n beyond the last pair its own: of gate and up, of down.
@@ -42,18 +50,19 @@ __device__ __forceinline__ std::size_t inner_at(const Experts& a, const Work& w,
 }
 
 /// Pair n's product with row `row` of gate, and in the other half of the half-warp with that of up.
-__device__ __forceinline__ void put_inner(const Experts& a, const Work& w, unsigned n, unsigned row, float sum,
-                                          bool mine) {
+__device__ __forceinline__ void put_inner(const Experts& a, const Work& w, unsigned n, unsigned row,
+                                          float sum, bool mine) {
   const float up = __shfl_xor_sync(kAllLanes, sum, 8, 16);
   if (mine && lane16() < 8 && n < w.count && row < a.inner)
     a.gate[inner_at(a, w, n) + row] = silu_lane(sum) * up;
 }
-__device__ __forceinline__ void put_out(const Experts& a, const Work& w, unsigned n, unsigned row, float sum) {
+__device__ __forceinline__ void put_out(const Experts& a, const Work& w, unsigned n, unsigned row,
+                                        float sum) {
   if (n < w.count && row < a.hidden) a.out[std::size_t{w.pairs[n]} * a.hidden + row] = sum;
 }
 
-/// body(number of rows as a type, first pair) until all pairs are served, kMost at a time, and no more rows of
-/// x than there are (or the next power of two).
+/// body(number of rows as a type, first pair) until all pairs are served, kMost at a time, and no more rows
+/// of x than there are (or the next power of two).
 template <int kMost, class Body>
 __device__ __forceinline__ void for_pairs(unsigned count, const Body& body) {
   for (unsigned at = 0; at < count; at += kMost) {
@@ -78,7 +87,7 @@ __device__ __forceinline__ void for_pairs(unsigned count, const Body& body) {
 
 /// A half-warp has two rows of gate and the same two of up.
 template <Code kCode, int kMost>
-__global__ void __launch_bounds__(kFewThreads) inner_few(Experts a) {
+__global__ void __launch_bounds__(kFewThreads, kBlocksAtOnce<kMost>) inner_few(Experts a) {
   STOKER_SHARED(ChunkBuffer, buffers, [kFewHalfWarps]);
   const Work w = work_of(a);
   const unsigned half_warp = threadIdx.x / 16;
@@ -99,7 +108,7 @@ __global__ void __launch_bounds__(kFewThreads) inner_few(Experts a) {
 }
 
 template <Code kCode, int kMost>
-__global__ void __launch_bounds__(kFewThreads) down_few(Experts a) {
+__global__ void __launch_bounds__(kFewThreads, kBlocksAtOnce<kMost>) down_few(Experts a) {
   STOKER_SHARED(ChunkBuffer, buffers, [kFewHalfWarps]);
   const Work w = work_of(a);
   const unsigned half_warp = threadIdx.x / 16;
@@ -146,8 +155,8 @@ __global__ void __launch_bounds__(kTileThreads, 2) down_tile(Experts a) {
   const RowView row = row_of<kCode>(w.down, first_row + threadIdx.x % kTileW);
   for (unsigned at = blockIdx.x * kTileX; at < w.count; at += gridDim.x * kTileX) {
     float acc[kTileSums];
-    tile_product<kCode>(row, a.gate + inner_at(a, w, at + threadIdx.x % kTileX), a.inner, a.block_cols, tile[0],
-                        acc);
+    tile_product<kCode>(row, a.gate + inner_at(a, w, at + threadIdx.x % kTileX), a.inner, a.block_cols,
+                        tile[0], acc);
     for_lane_sums(acc, [&](unsigned o, float sum, bool) {
       put_out(a, w, at + tile_first_x() + o % 8, first_row + tile_first_w() + o / 8, sum);
     });

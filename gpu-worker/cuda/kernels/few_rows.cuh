@@ -23,10 +23,11 @@ static_assert(sizeof(ChunkBuffer) % 128 == 64, "16 banks further");
 
 template <Code kCode>
 struct Chunk {
-  static constexpr unsigned kPerLoad = 16 / bytes_of<kCode>();
+  static constexpr unsigned kPerLoad = 16 / kBytesOf<kCode>;
   static constexpr unsigned kColumns = 16 * kPerLoad;
   static constexpr unsigned kGroups = kColumns / 16;
-  static constexpr unsigned kRun = kGroups < 8 ? kGroups : 8;  ///< groups of 16 columns with one set of scales
+  static constexpr unsigned kRun =
+      kGroups < 8 ? kGroups : 8;  ///< groups of 16 columns with one set of scales
 };
 
 /// Whether few_rows() can do it: whole 16-byte loads, and one scale per 128 columns at least.
@@ -41,8 +42,8 @@ inline bool few_rows_fit(Code code, std::uint32_t cols, std::uint32_t block_cols
   }
 }
 
-/// Quarter q of a slot lies elsewhere in every second slot, so that neither the 8 threads that store at a time
-/// nor those that read meet in a bank.
+/// Quarter q of a slot lies elsewhere in every second slot, so that neither the 8 threads that store at a
+/// time nor those that read meet in a bank.
 __device__ __forceinline__ unsigned quarter_at(unsigned slot, unsigned q) {
   return slot * 4 + (q ^ (slot / 2 % 4));
 }
@@ -65,8 +66,8 @@ __device__ __forceinline__ uint4 interleave(unsigned a, unsigned b, unsigned c, 
   }
 }
 
-/// The four rows' weights of this lane's column in group j of the chunk. nans: marks of NaN codes, a byte each
-/// row; they are applied once at the end, since a NaN stays one.
+/// The four rows' weights of this lane's column in group j of the chunk. nans: marks of NaN codes, a byte
+/// each row; they are applied once at the end, since a NaN stays one.
 template <Code kCode>
 __device__ __forceinline__ void column_weights(const ChunkBuffer& buffer, unsigned j, const float4& scales,
                                                float (&w)[4], unsigned& nans) {
@@ -151,13 +152,15 @@ class FourRows {
     const unsigned column = base + lane16() * Chunk<kCode>::kPerLoad;
     STOKER_UNROLL
     for (int r = 0; r < 4; ++r) {
-      out.bytes[r] = column < cols_ ? __ldg(reinterpret_cast<const uint4*>(
-                                          data_[r] + std::size_t{column} * bytes_of<kCode>()))
-                                    : make_uint4(0, 0, 0, 0);
+      out.bytes[r] =
+          column < cols_
+              ? __ldg(reinterpret_cast<const uint4*>(data_[r] + std::size_t{column} * kBytesOf<kCode>))
+              : make_uint4(0, 0, 0, 0);
     }
     if constexpr (kCode == Code::f8_e4m3) {
       const unsigned first = base + lane16() / 4 * 128;
-      const unsigned at = block_cols_ == 128 ? first / 128 : first / block_cols_;  // the usual, without division
+      const unsigned at =
+          block_cols_ == 128 ? first / 128 : first / block_cols_;  // the usual, without division
       out.scale = lane16() < 8 && first < cols_ ? __ldg(scales_ + at) : 0.0F;
     }
   }
@@ -192,7 +195,7 @@ __device__ __forceinline__ void few_rows(const RowView (&rows)[4], unsigned cols
   const unsigned whole = cols / kColumns * kColumns;
   unsigned nans = 0;
   STOKER_UNROLL
-  for (float& sum : acc) sum = 0.0F;
+  for (int i = 0; i < 4 * kX; ++i) acc[i] = 0.0F;
   typename FourRows<kCode>::Load ahead[kDepth];
   STOKER_UNROLL
   for (unsigned d = 0; d < kDepth; ++d) w.load(d * kColumns, ahead[d]);

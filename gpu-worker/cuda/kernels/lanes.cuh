@@ -60,8 +60,7 @@ __device__ __forceinline__ void for_lane_sums(float (&acc)[kCount], const Body& 
   constexpr unsigned kCopies = kCount < 16 ? 16 / kCount : 1;
   constexpr unsigned kHeld = kCount < 16 ? 1 : kCount / 16;
   STOKER_UNROLL
-  for (unsigned i = 0; i < kHeld; ++i)
-    body(lane16() / kCopies * kHeld + i, acc[i], lane16() % kCopies == 0);
+  for (unsigned i = 0; i < kHeld; ++i) body(lane16() / kCopies * kHeld + i, acc[i], lane16() % kCopies == 0);
 }
 
 /// Canonical dot product by a half-warp; every lane gets it.

@@ -68,7 +68,8 @@ __global__ void __launch_bounds__(kTopThreads) top_k(TopK a) {
   for (unsigned rank = 0; rank < a.k; ++rank) {
     Candidate best = mine;
     for (int mask = 16; mask > 0; mask /= 2) {
-      const Candidate other{__shfl_xor_sync(kAllLanes, best.key, mask), __shfl_xor_sync(kAllLanes, best.id, mask)};
+      const Candidate other{__shfl_xor_sync(kAllLanes, best.key, mask),
+                            __shfl_xor_sync(kAllLanes, best.id, mask)};
       if (other.key > best.key || (other.key == best.key && other.id < best.id)) best = other;
     }
     sum += value_of(best.key);

@@ -41,7 +41,7 @@ __device__ __forceinline__ void load_tile(const RowView& row, const float* x, un
   out.w[0] = out.w[1] = make_uint4(0, 0, 0, 0);
   out.scale = 0.0F;
   if (column < cols) {
-    const unsigned char* p = row.data + std::size_t{column} * bytes_of<kCode>();
+    const unsigned char* p = row.data + std::size_t{column} * kBytesOf<kCode>;
     if constexpr (kCode == Code::f8_e4m3) {
       const uint2 codes = __ldg(reinterpret_cast<const uint2*>(p));
       out.w[0].x = codes.x;
@@ -120,13 +120,13 @@ __device__ __forceinline__ void multiply_tile(const TileBuffer& tile, unsigned b
   }
 }
 
-/// acc = this lane's part of the half-warp's products; see for_lane_sums. row: row threadIdx.x % kTileW of the
-/// tile's rows of W; x: row threadIdx.x % kTileX of its rows of x.
+/// acc = this lane's part of the half-warp's products; see for_lane_sums. row: row threadIdx.x % kTileW of
+/// the tile's rows of W; x: row threadIdx.x % kTileX of its rows of x.
 template <Code kCode>
 __device__ __forceinline__ void tile_product(const RowView& row, const float* x, unsigned cols,
                                              unsigned block_cols, TileBuffer& tile, float (&acc)[kTileSums]) {
   STOKER_UNROLL
-  for (float& sum : acc) sum = 0.0F;
+  for (int i = 0; i < kTileSums; ++i) acc[i] = 0.0F;
   TileLoad ahead;
   load_tile<kCode>(row, x, 0, cols, block_cols, ahead);
   store_tile<kCode>(ahead, 0, tile);

@@ -6,9 +6,9 @@
 namespace stoker::device {
 
 template <Code kCode>
-constexpr unsigned bytes_of() {
-  return kCode == Code::f8_e4m3 ? 1 : kCode == Code::f32 ? 4 : 2;
-}
+constexpr unsigned kBytesOf = kCode == Code::f8_e4m3 ? 1
+                              : kCode == Code::f32   ? 4
+                                                     : 2;
 
 /// One row of a matrix as stored. scales: FP8 only, of the tiles that the row crosses.
 struct RowView {
@@ -19,9 +19,9 @@ struct RowView {
 /// Row `row`, or the last one for an index beyond: kernels compute such rows and drop them.
 template <Code kCode>
 __device__ __forceinline__ RowView row_of(const Matrix& m, unsigned row) {
-  constexpr unsigned kBytes = bytes_of<kCode>();
   const unsigned at = min(row, m.rows - 1);
-  RowView view{static_cast<const unsigned char*>(m.data) + std::size_t{at} * m.cols * kBytes, nullptr};
+  RowView view{static_cast<const unsigned char*>(m.data) + std::size_t{at} * m.cols * kBytesOf<kCode>,
+               nullptr};
   if constexpr (kCode == Code::f8_e4m3) {
     const unsigned scale_cols = (m.cols + m.block_cols - 1) / m.block_cols;
     view.scales = m.scales + std::size_t{at / m.block_rows} * scale_cols;
@@ -51,7 +51,7 @@ template <Code kCode, int kX>
 __device__ __forceinline__ void any_row(const RowView& row, unsigned cols, unsigned block_cols,
                                         const float* x, const unsigned (&x_at)[kX], float (&sums)[kX]) {
   STOKER_UNROLL
-  for (float& sum : sums) sum = 0.0F;
+  for (int i = 0; i < kX; ++i) sums[i] = 0.0F;
   for (unsigned base = 0; base < cols; base += 16) {
     const unsigned k = base + lane16();
     const float w = k < cols ? weight_at<kCode>(row, k, block_cols) : 0.0F;
@@ -59,7 +59,7 @@ __device__ __forceinline__ void any_row(const RowView& row, unsigned cols, unsig
     for (int i = 0; i < kX; ++i) sums[i] = fmaf(w, k < cols ? x[x_at[i] + k] : 0.0F, sums[i]);
   }
   STOKER_UNROLL
-  for (float& sum : sums) sum = lane_sum(sum);
+  for (int i = 0; i < kX; ++i) sums[i] = lane_sum(sums[i]);
 }
 
 }  // namespace stoker::device

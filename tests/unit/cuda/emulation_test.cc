@@ -1,4 +1,5 @@
-// The device half of the emulation: threads, barriers, shuffles, shared memory. Streams and memory: runtime_test.cc.
+// The device half of the emulation: threads, barriers, shuffles, shared memory. Streams and memory:
+// runtime_test.cc.
 #include <algorithm>
 #include <catch2/catch.hpp>
 #include <cmath>
@@ -30,7 +31,8 @@ TEST_CASE("every thread of every block runs once, and knows where it is") {
   uint3* thread = gpu.alloc<uint3>(threads * blocks);
   uint3* in_grid = gpu.alloc<uint3>(threads * blocks);
   REQUIRE(text(STOKER_LAUNCH(write_places, grid, block, 0, s, thread, in_grid)) == "");
-  const auto threads_seen = gpu.read(thread, threads * blocks, s), blocks_seen = gpu.read(in_grid, threads * blocks, s);
+  const auto threads_seen = gpu.read(thread, threads * blocks, s),
+             blocks_seen = gpu.read(in_grid, threads * blocks, s);
   for (unsigned i = 0; i < threads * blocks; ++i) {
     const uint3 t = threads_seen[i], b = blocks_seen[i];
     REQUIRE((t.z * 4 + t.y) * 5 + t.x == i % threads);
@@ -80,8 +82,10 @@ bool turns_around(unsigned seed, unsigned blocks, unsigned threads) {
   std::iota(values.begin(), values.end(), 7U);
   unsigned *in = gpu.alloc<unsigned>(count), *out = gpu.alloc<unsigned>(count);
   REQUIRE(text(runtime::to_device(in, values.data(), count * sizeof(unsigned), s)) == "");
-  REQUIRE(text(STOKER_LAUNCH(turn_around<kBarrier>, blocks, threads, threads * sizeof(unsigned), s, in, out)) == "");
-  for (unsigned b = 0; b < blocks; ++b) std::reverse(values.data() + b * threads, values.data() + (b + 1) * threads);
+  REQUIRE(text(STOKER_LAUNCH(turn_around<kBarrier>, blocks, threads, threads * sizeof(unsigned), s, in,
+                             out)) == "");
+  for (unsigned b = 0; b < blocks; ++b)
+    std::reverse(values.data() + b * threads, values.data() + (b + 1) * threads);
   return gpu.read(out, count, s) == values;
 }
 
@@ -226,7 +230,8 @@ TEST_CASE("shuffles and ballots give what CUDA's do") {
 
 /// What a kernel with these arguments is blamed for; it must be blamed by name.
 template <class Kernel, class... Arguments>
-std::string blame(const char* name, Kernel kernel, unsigned threads, std::size_t shared_bytes, Arguments... arguments) {
+std::string blame(const char* name, Kernel kernel, unsigned threads, std::size_t shared_bytes,
+                  Arguments... arguments) {
   EmulatedGpu gpu;
   Stream* s = gpu.stream();
   REQUIRE(text(emulation::launch(name, kernel, 2, threads, shared_bytes, s, arguments...)) == "");
@@ -295,10 +300,14 @@ __global__ void different_shuffles(unsigned* out) {
 
 TEST_CASE("a shuffle among lanes that never come is reported") {
   unsigned* nowhere = nullptr;
-  CHECK(says(blame("lane_leaves_before_shuffle", lane_leaves_before_shuffle, 32, 0, nowhere), "0x00000020 did not come"));
-  CHECK(says(blame("lane_leaves_before_shuffle", lane_leaves_before_shuffle, 16, 0, nowhere), "0xffff0020 did not come"));
-  CHECK(says(blame("read_lane_outside_mask", read_lane_outside_mask, 32, 0, nowhere), "read lane 9, which is not in the mask"));
-  CHECK(says(blame("call_without_being_in_mask", call_without_being_in_mask, 32, 0, nowhere), "is not in the mask 0x000000ff"));
+  CHECK(says(blame("lane_leaves_before_shuffle", lane_leaves_before_shuffle, 32, 0, nowhere),
+             "0x00000020 did not come"));
+  CHECK(says(blame("lane_leaves_before_shuffle", lane_leaves_before_shuffle, 16, 0, nowhere),
+             "0xffff0020 did not come"));
+  CHECK(says(blame("read_lane_outside_mask", read_lane_outside_mask, 32, 0, nowhere),
+             "read lane 9, which is not in the mask"));
+  CHECK(says(blame("call_without_being_in_mask", call_without_being_in_mask, 32, 0, nowhere),
+             "is not in the mask 0x000000ff"));
   CHECK(says(blame("different_shuffles", different_shuffles, 32, 0, nowhere), "must execute the same one"));
 }
 
@@ -334,7 +343,8 @@ __global__ void write_before_static(int) {
 }
 
 TEST_CASE("writing beyond shared memory is reported") {
-  CHECK(says(blame("write_beyond_dynamic", write_beyond_dynamic, 32, 31 * sizeof(float), 0), "beyond the end"));
+  CHECK(
+      says(blame("write_beyond_dynamic", write_beyond_dynamic, 32, 31 * sizeof(float), 0), "beyond the end"));
   CHECK(says(blame("write_beyond_dynamic", write_beyond_dynamic, 1, 0, 0), "beyond the end"));
   CHECK(says(blame("write_before_static", write_before_static, 32, 0, 0), "beyond the end"));
 }

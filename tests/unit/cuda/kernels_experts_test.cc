@@ -1,5 +1,5 @@
-// The experts of a batch, in the emulation: bits of the CPU for every code, shape and distribution of pairs, and
-// double precision. Last, what launches refuse.
+// The experts of a batch, in the emulation: bits of the CPU for every code, shape and distribution of pairs,
+// and double precision. Last, what launches refuse.
 #include <algorithm>
 
 #include "tests/unit/cuda/kernels_rig.h"
@@ -57,18 +57,20 @@ struct Batch {
     float* up = gpu.alloc<float>(std::size_t{total} * layer.inner);
     const std::size_t out_floats = pairs.size() * layer.hidden;
     float* out = gpu.alloc<float>(out_floats);
-    Gpu::must(gpu.api().experts({gpu.put(table), gpu.put(pairs), static_cast<std::uint32_t>(counts.size()),
-                                 *std::max_element(counts.begin(), counts.end()), k, layer.hidden, layer.inner,
-                                 layer.block_rows, layer.block_cols, experts[0].gate.code(), gpu.put(h), gate, up, out},
-                                gpu.stream()));
+    Gpu::must(gpu.api().experts(
+        {gpu.put(table), gpu.put(pairs), static_cast<std::uint32_t>(counts.size()),
+         *std::max_element(counts.begin(), counts.end()), k, layer.hidden, layer.inner, layer.block_rows,
+         layer.block_cols, experts[0].gate.code(), gpu.put(h), gate, up, out},
+        gpu.stream()));
     const auto got = gpu.get(out, out_floats);
-    for (const Kernels* kernels : cpu_tables()) check_bits(got, on_cpu(*kernels, experts, pairs, h, out_floats));
+    for (const Kernels* kernels : cpu_tables())
+      check_bits(got, on_cpu(*kernels, experts, pairs, h, out_floats));
     if (with_doubles) check_doubles(experts, pairs, h, got);
   }
 
   [[nodiscard]] std::vector<float> on_cpu(const Kernels& kernels, const std::vector<HostExpert>& experts,
-                                          const std::vector<std::uint32_t>& pairs, const std::vector<float>& h,
-                                          std::size_t out_floats) const {
+                                          const std::vector<std::uint32_t>& pairs,
+                                          const std::vector<float>& h, std::size_t out_floats) const {
     auto want = untouched_floats(out_floats);
     std::size_t at = 0;
     for (std::size_t e = 0; e < counts.size(); ++e) {
@@ -78,7 +80,8 @@ struct Batch {
         cpu_matmul(kernels, experts[e].gate.cpu(), x, 0, 1, g.data(), 0);
         cpu_matmul(kernels, experts[e].up.cpu(), x, 0, 1, u.data(), 0);
         kernels.silu_mul(g.data(), u.data(), layer.inner);
-        cpu_matmul(kernels, experts[e].down.cpu(), g.data(), 0, 1, &want[std::size_t{pairs[at]} * layer.hidden], 0);
+        cpu_matmul(kernels, experts[e].down.cpu(), g.data(), 0, 1,
+                   &want[std::size_t{pairs[at]} * layer.hidden], 0);
       }
     }
     return want;
@@ -88,7 +91,8 @@ struct Batch {
                      const std::vector<float>& h, const std::vector<float>& got) const {
     std::size_t at = 0;
     for (std::size_t e = 0; e < counts.size(); ++e) {
-      const auto gate = experts[e].gate.values(), up = experts[e].up.values(), down = experts[e].down.values();
+      const auto gate = experts[e].gate.values(), up = experts[e].up.values(),
+                 down = experts[e].down.values();
       for (std::uint32_t i = 0; i < counts[e]; ++i, ++at) {
         std::vector<double> middle(layer.inner), size(layer.inner);
         for (std::uint32_t r = 0; r < layer.inner; ++r) {
@@ -120,11 +124,13 @@ struct Batch {
 TEST_CASE("experts: every code, shape and number of pairs") {
   unsigned seed = 0;
   for (const DType dtype : kDTypes) {
-    for (const Layer& l : {Layer{dtype, 256, 128, 128, 128}, Layer{dtype, 40, 24, 16, 16}, Layer{dtype, 72, 33, 5, 7},
-                           Layer{dtype, 328, 144, 128, 128}, Layer{dtype, 272, 32, 128, 256}}) {
+    for (const Layer& l :
+         {Layer{dtype, 256, 128, 128, 128}, Layer{dtype, 40, 24, 16, 16}, Layer{dtype, 72, 33, 5, 7},
+          Layer{dtype, 328, 144, 128, 128}, Layer{dtype, 272, 32, 128, 256}}) {
       for (const std::vector<std::uint32_t>& counts :
            {std::vector<std::uint32_t>{1, 1, 0, 1}, {2, 1, 5}, {8, 3, 16, 4}, {33, 0, 7}, {90, 1}}) {
-        INFO(dtype_name(dtype) << " hidden " << l.hidden << " inner " << l.inner << ", first count " << counts[0]);
+        INFO(dtype_name(dtype) << " hidden " << l.hidden << " inner " << l.inner << ", first count "
+                               << counts[0]);
         Gpu gpu(++seed % 3 + 1);
         Batch{l, counts, 3}.check(gpu, seed, true);
       }

@@ -25,8 +25,8 @@ inline std::vector<const Kernels*> cpu_tables() {
 
 inline std::string text_of(device::Status status) { return status == nullptr ? "" : status; }
 
-/// An open emulated GPU for the length of a test. Its memory is NaN until written; closing it checks that nothing
-/// was written beside an allocation.
+/// An open emulated GPU for the length of a test. Its memory is NaN until written; closing it checks that
+/// nothing was written beside an allocation.
 class Gpu {
  public:
   explicit Gpu(unsigned seed) {
@@ -113,14 +113,16 @@ inline void check_near(float got, double want, double magnitude, double toleranc
 inline double silu(double x) { return x / (1 + std::exp(-x)); }
 inline double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 
-/// Random weights as stored: every FP8 code but NaN, halves with subnormals; scales like a checkpoint's (BF16).
+/// Random weights as stored: every FP8 code but NaN, halves with subnormals; scales like a checkpoint's
+/// (BF16).
 struct Stored {
   DType dtype;
   std::uint32_t rows, cols, block_rows, block_cols;
   std::vector<std::uint8_t> data;
   std::vector<float> scales;
 
-  Stored(Random& random, DType type, std::uint32_t r, std::uint32_t c, std::uint32_t br = 128, std::uint32_t bc = 128)
+  Stored(Random& random, DType type, std::uint32_t r, std::uint32_t c, std::uint32_t br = 128,
+         std::uint32_t bc = 128)
       : dtype(type), rows(r), cols(c), block_rows(br), block_cols(bc) {
     std::uniform_real_distribution<float> around(0.5F, 2.0F);
     const std::size_t n = std::size_t{r} * c;
@@ -161,7 +163,13 @@ struct Stored {
                                    : device::Code::f32;
   }
   [[nodiscard]] Matrix cpu() const {
-    return {reinterpret_cast<const std::byte*>(data.data()), dtype, rows, cols, scales.data(), block_rows, block_cols};
+    return {reinterpret_cast<const std::byte*>(data.data()),
+            dtype,
+            rows,
+            cols,
+            scales.data(),
+            block_rows,
+            block_cols};
   }
   [[nodiscard]] device::Matrix on(Gpu& gpu) const {
     return {gpu.put(data), gpu.put(scales), rows, cols, block_rows, block_cols, code()};
@@ -175,7 +183,8 @@ struct Stored {
       const int e = data[i] >> 3 & 15, m = data[i] & 7;
       if (e == 15 && m == 7) return std::nan("");
       const double v = e == 0 ? std::ldexp(m, -9) : std::ldexp(8 + m, e - 10);
-      const std::size_t tile = std::size_t{row / block_rows} * ((cols + block_cols - 1) / block_cols) + col / block_cols;
+      const std::size_t tile =
+          std::size_t{row / block_rows} * ((cols + block_cols - 1) / block_cols) + col / block_cols;
       return (data[i] & 0x80 ? -v : v) * static_cast<double>(scales[tile]);
     }
     std::memcpy(&half, &data[i * dtype_bytes(dtype)], 2);
@@ -201,8 +210,9 @@ struct Stored {
 };
 
 /// y[i][scatter[r]] = W[r] . x[i] on the CPU; rows of x and y begin `*_stride` apart.
-inline void cpu_matmul(const Kernels& k, const Matrix& w, const float* x, std::size_t x_stride, std::uint32_t n, float* y,
-                       std::size_t y_stride, const std::uint32_t* scatter = nullptr) {
+inline void cpu_matmul(const Kernels& k, const Matrix& w, const float* x, std::size_t x_stride,
+                       std::uint32_t n, float* y, std::size_t y_stride,
+                       const std::uint32_t* scatter = nullptr) {
   std::vector<const float*> xs;
   std::vector<float*> ys;
   for (std::uint32_t i = 0; i < n; ++i) {
@@ -212,6 +222,27 @@ inline void cpu_matmul(const Kernels& k, const Matrix& w, const float* x, std::s
   FloatBuffer scratch(std::size_t{kPanelRows} * w.cols);
   k.matmul({w, xs.data(), ys.data(), n, scatter}, 0, w.rows, scratch.data());
 }
+
+/// A step of segments with `rows[s]` tokens, the first at position `before[s]`. States are one array per
+/// kind; pages are found through tables, as in the engine.
+struct Step {
+  std::vector<device::Row> rows;
+  std::vector<device::Segment> segments;
+
+  Step(const std::vector<std::uint32_t>& counts, const std::vector<std::uint32_t>& before) {
+    for (std::uint32_t s = 0; s < counts.size(); ++s) {
+      segments.push_back({static_cast<std::uint32_t>(rows.size()), counts[s], nullptr, nullptr, nullptr});
+      for (std::uint32_t t = 0; t < counts[s]; ++t) rows.push_back({s, before[s] + t});
+    }
+  }
+  explicit Step(const std::vector<std::uint32_t>& counts)
+      : Step(counts, std::vector<std::uint32_t>(counts.size(), 0)) {}
+
+  device::StepTables on(Gpu& gpu) const {
+    return {gpu.put(rows), gpu.put(segments), static_cast<std::uint32_t>(rows.size()),
+            static_cast<std::uint32_t>(segments.size())};
+  }
+};
 
 constexpr DType kDTypes[] = {DType::f8_e4m3, DType::bf16, DType::f16, DType::f32};
 

@@ -1,5 +1,6 @@
-// The kernels of the device module, run in the emulation, against the CPU's: every bit must agree. And against
-// double precision, so that both cannot be wrong together. This file: norms, products, the choice of experts.
+// The kernels of the device module, run in the emulation, against the CPU's: every bit must agree. And
+// against double precision, so that both cannot be wrong together. This file: norms, products, the choice of
+// experts.
 #include <algorithm>
 #include <limits>
 
@@ -25,14 +26,16 @@ struct Product {
   void check(Gpu& gpu, Random& random, const Stored& w) const {
     const std::uint32_t x_stride = w.cols + x_gap, y_stride = w.rows + 3;
     const auto x = randoms(random, std::size_t{n} * x_stride);
-    const auto before = add ? randoms(random, std::size_t{n} * y_stride) : untouched_floats(std::size_t{n} * y_stride);
+    const auto before =
+        add ? randoms(random, std::size_t{n} * y_stride) : untouched_floats(std::size_t{n} * y_stride);
     float* y = add ? gpu.put(before) : gpu.alloc<float>(before.size());
     const std::uint32_t* on_gpu = scatter == nullptr ? nullptr : gpu.put(*scatter);
     Gpu::must(gpu.api().matmul({w.on(gpu), gpu.put(x), y, x_stride, y_stride, on_gpu, n, add}, gpu.stream()));
     const auto got = gpu.get(y, before.size());
     for (const Kernels* k : cpu_tables()) {
       std::vector<float> want(before.size());
-      cpu_matmul(*k, w.cpu(), x.data(), x_stride, n, want.data(), y_stride, scatter ? scatter->data() : nullptr);
+      cpu_matmul(*k, w.cpu(), x.data(), x_stride, n, want.data(), y_stride,
+                 scatter ? scatter->data() : nullptr);
       for (std::size_t i = 0; i < want.size(); ++i) {
         if (i % y_stride >= w.rows) {
           want[i] = before[i];
@@ -48,7 +51,8 @@ struct Product {
         const std::size_t at = std::size_t{i} * y_stride + (scatter ? (*scatter)[r] : r);
         double sum = add ? static_cast<double>(before[at]) : 0, magnitude = std::fabs(sum);
         for (std::uint32_t c = 0; c < w.cols; ++c) {
-          const double term = exact[std::size_t{r} * w.cols + c] * static_cast<double>(x[std::size_t{i} * x_stride + c]);
+          const double term =
+              exact[std::size_t{r} * w.cols + c] * static_cast<double>(x[std::size_t{i} * x_stride + c]);
           sum += term;
           magnitude += std::fabs(term);
         }
@@ -70,17 +74,19 @@ TEST_CASE("rms_norm: bits of the CPU, rows by index") {
       const std::vector<std::uint32_t> from = {3, 0, 3};
       for (const bool indexed : {false, true}) {
         float* y = gpu.alloc<float>(std::size_t{3} * n);
-        Gpu::must(gpu.api().rms_norm({gpu.put(x), indexed ? gpu.put(from) : nullptr, gpu.put(w), y, 3, n, 1e-6F},
-                                     gpu.stream()));
+        Gpu::must(gpu.api().rms_norm(
+            {gpu.put(x), indexed ? gpu.put(from) : nullptr, gpu.put(w), y, 3, n, 1e-6F}, gpu.stream()));
         const auto got = gpu.get(y, std::size_t{3} * n);
         std::vector<float> want(got.size());
         for (std::uint32_t i = 0; i < 3; ++i) {
           const float* row = x.data() + std::size_t{indexed ? from[i] : i} * n;
           for (const Kernels* k : cpu_tables()) k->rms_norm(row, w.data(), n, 1e-6F, want.data() + i * n);
           double squares = 0;
-          for (std::uint32_t j = 0; j < n; ++j) squares += static_cast<double>(row[j]) * static_cast<double>(row[j]);
+          for (std::uint32_t j = 0; j < n; ++j)
+            squares += static_cast<double>(row[j]) * static_cast<double>(row[j]);
           for (std::uint32_t j = 0; j < n; ++j) {
-            const double y64 = static_cast<double>(row[j]) / std::sqrt(squares / n + 1e-6) * static_cast<double>(w[j]);
+            const double y64 =
+                static_cast<double>(row[j]) / std::sqrt(squares / n + 1e-6) * static_cast<double>(w[j]);
             check_near(got[i * n + j], y64, std::fabs(y64));
           }
         }
@@ -122,9 +128,9 @@ TEST_CASE("silu_mul and not_finite: every length, every kind of number") {
 }
 
 TEST_CASE("matmul: bits of the CPU for every code, shape and number of rows") {
-  const Shape shapes[] = {{1, 1, 128, 128},     {3, 5, 128, 128},   {17, 40, 16, 16},     {33, 130, 128, 128},
-                          {9, 256, 32, 64},     {12, 100, 5, 7},    {70, 512, 128, 128},  {21, 515, 128, 256},
-                          {65, 272, 128, 128},  {40, 384, 3, 128},  {37, 1296, 128, 256}, {5, 48, 128, 128},
+  const Shape shapes[] = {{1, 1, 128, 128},     {3, 5, 128, 128},  {17, 40, 16, 16},     {33, 130, 128, 128},
+                          {9, 256, 32, 64},     {12, 100, 5, 7},   {70, 512, 128, 128},  {21, 515, 128, 256},
+                          {65, 272, 128, 128},  {40, 384, 3, 128}, {37, 1296, 128, 256}, {5, 48, 128, 128},
                           {130, 1416, 128, 128}};
   unsigned seed = 0;
   for (const DType dtype : kDTypes) {
@@ -163,7 +169,8 @@ TEST_CASE("matmul: every FP8 code under every kind of scale") {
       return Stored(random, DType::f8_e4m3, 256, 256, 256, 256);
     }();
     std::fill(w.data.begin(), w.data.end(), std::uint8_t{0});
-    for (std::size_t code = 0; code < 256; ++code) w.data[code * 256 + code * 37 % 256] = static_cast<std::uint8_t>(code);
+    for (std::size_t code = 0; code < 256; ++code)
+      w.data[code * 256 + code * 37 % 256] = static_cast<std::uint8_t>(code);
     w.scales = {scale};
     for (const std::uint32_t n : {1U, 8U, 16U}) {
       const std::vector<float> x(std::size_t{n} * 256, 1.0F);
@@ -280,7 +287,8 @@ TEST_CASE("combine: ranks in order, then the shared expert; which ranks are not 
           std::vector<float> y(kHidden, 0.0F);
           for (std::uint32_t i = 0; i < k; ++i)
             kernels->axpy(y.data(), weights[r * k + i], &out[(std::size_t{r} * k + i) * kHidden], kHidden);
-          if (shared) kernels->axpy(y.data(), sigmoid_exact(gates[r]), &add[std::size_t{r} * kHidden], kHidden);
+          if (shared)
+            kernels->axpy(y.data(), sigmoid_exact(gates[r]), &add[std::size_t{r} * kHidden], kHidden);
           kernels->add(&want[std::size_t{r} * kHidden], y.data(), kHidden);
         }
         check_bits(got, want);
@@ -291,7 +299,8 @@ TEST_CASE("combine: ranks in order, then the shared expert; which ranks are not 
           want += weight * static_cast<double>(value);
           magnitude += std::fabs(weight * static_cast<double>(value));
         };
-        for (std::uint32_t i = 0; i < k; ++i) term(static_cast<double>(weights[i]), out[std::size_t{i} * kHidden + c]);
+        for (std::uint32_t i = 0; i < k; ++i)
+          term(static_cast<double>(weights[i]), out[std::size_t{i} * kHidden + c]);
         if (shared) term(sigmoid(static_cast<double>(gates[0])), add[c]);
         check_near(got[c], want, magnitude);
       }

@@ -216,7 +216,8 @@ TEST_CASE("a write beyond an allocation is reported when it is freed") {
     REQUIRE(text(STOKER_LAUNCH(write_at, 1, 1, 0, s, p, index)) == "");
     runtime::free(p);
     const std::string status = text(runtime::synchronize(s));
-    CHECK(says(status, index < 0 ? "before the beginning of an allocation of 40 bytes" : "behind the end of an allocation"));
+    CHECK(says(status, index < 0 ? "before the beginning of an allocation of 40 bytes"
+                                 : "behind the end of an allocation"));
   }
 }
 #endif
@@ -249,7 +250,8 @@ TEST_CASE("a write beyond an allocation ends the process when the device is clos
   Stream* s = gpu.stream();
   float* p = gpu.alloc<float>(10);
   CHECK(dies([&] {
-    if (STOKER_LAUNCH(write_at, 1, 1, 0, s, p, 10) != nullptr || runtime::synchronize(s) != nullptr) ::_exit(0);
+    if (STOKER_LAUNCH(write_at, 1, 1, 0, s, p, 10) != nullptr || runtime::synchronize(s) != nullptr)
+      ::_exit(0);
     runtime::close();
   }));
 }

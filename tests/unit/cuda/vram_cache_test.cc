@@ -82,7 +82,7 @@ TEST_CASE("an expert is found when its copy is complete, and gone when it failed
   const auto slot = cache.admit(kLayer, ExpertId{3}, event);
   REQUIRE(slot);
   CHECK_FALSE(cache.find(kLayer, ExpertId{3}));
-  CHECK_FALSE(cache.wants(kLayer, ExpertId{3}));        // on its way
+  CHECK_FALSE(cache.wants(kLayer, ExpertId{3}));         // on its way
   CHECK_FALSE(cache.admit(kLayer, ExpertId{3}, event));  // no second copy
   CHECK((cache.filling() == 1 && cache.resident() == 0));
   cache.abandon(*slot);
@@ -206,7 +206,8 @@ struct Shadow {
 /// One event with copies that complete or fail some events later. False: it would have shown a wrong expert.
 bool random_event(VramCache& cache, Shadow& shadow, std::mt19937& engine, std::uint16_t layer) {
   std::set<std::uint16_t> members;
-  while (members.size() < 3) members.insert(static_cast<std::uint16_t>(std::min(engine() % 20, engine() % 20)));
+  while (members.size() < 3)
+    members.insert(static_cast<std::uint16_t>(std::min(engine() % 20, engine() % 20)));
   std::vector<ExpertId> event;
   for (const std::uint16_t member : members) event.push_back(ExpertId{member});
   std::vector<ExpertId> elsewhere;

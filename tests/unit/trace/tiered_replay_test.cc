@@ -112,8 +112,7 @@ TEST_CASE("a pool that hears only of misses gives up what is in device memory") 
     token.chosen = {static_cast<std::uint16_t>(t % 2), static_cast<std::uint16_t>(2 + t % 4)};
     trace.tokens.push_back(token);
   }
-  TieredReplayOptions how{
-      .vram_slots = 2, .pool_slots = 4, .skip = 20, .vram = {.second_touch_within = 2}};
+  TieredReplayOptions how{.vram_slots = 2, .pool_slots = 4, .skip = 20, .vram = {.second_touch_within = 2}};
   for (const PoolHears hears : {PoolHears::misses, PoolHears::exclusive}) {
     how.pool_hears = hears;
     CHECK(tiered_replay(trace, how).disk == 0);
