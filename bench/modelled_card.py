@@ -2,13 +2,14 @@
 """What a small card could do, by arithmetic: decode of Qwen3-Coder-Next-FP8 with experts in VRAM, RAM and on NVMe.
 
 Nothing is measured here but hit rates: `stoker trace replay --vram-slots` plays a routing trace through the worker's
-VRAM cache and the loader's policy, and its counts are divided by stated bandwidths. Prints a Markdown table and, under
-it, every formula and assumption. Standard library only.
+VRAM cache, its choice of lanes and the loader's policy, and what it counts is divided by stated bandwidths. Prints a
+Markdown table and, under it, every formula and assumption. Standard library only.
 
     bench/modelled_card.py --bin build/release/bin --trace ../shared/traces/synthetic512_diverse.mtrc
                            [--vram 8GiB] [--reserve 0GB] [--context 8192] [--pools 33%,28GiB,100%] [--pcie 12,25]
                            [--nvme 3.5,7] [--cpu 25] [--vram-bandwidth 448] [--layer-us 30] [--skip 100]
-                           [--second-touch N] [--pool-hears misses|all-uses|exclusive] [--json FILE]
+                           [--second-touch N] [--copies in-order|hottest] [--pool-hears misses|all-uses|exclusive]
+                           [--json FILE]
 
 --reserve: VRAM that something else holds (driver context, display). --layer-us: cost of starting and joining a layer's
 work, in the serial figure only. --json: also writes what the table was made from.
@@ -55,6 +56,7 @@ def arguments():
     parser.add_argument("--layer-us", type=float, default=30)
     parser.add_argument("--skip", type=int, default=100)
     parser.add_argument("--second-touch", type=int)
+    parser.add_argument("--copies")
     parser.add_argument("--pool-hears")
     parser.add_argument("--json")
     return parser.parse_args()
@@ -73,58 +75,51 @@ def pool_slots_per_layer(text, layers, experts):
     return min(experts, int(size(text) // EXPERT // layers))
 
 
-def replay(args, slots, pools):
+def replay(args, slots, pools, pcie):
     command = [f"{args.bin}/stoker", "trace", "replay", args.trace, "--vram-slots", str(slots), "--slots-per-layer",
-               ",".join(map(str, pools)), "--skip", str(args.skip), "--expert-bytes", str(EXPERT), "--json"]
-    if args.second_touch is not None:
-        command += ["--second-touch", str(args.second_touch)]
-    if args.pool_hears:
-        command += ["--pool-hears", args.pool_hears]
+               ",".join(map(str, pools)), "--skip", str(args.skip), "--expert-bytes", str(EXPERT), "--lanes",
+               f"{args.cpu:g},{pcie:g}", "--json"]
+    for option in ("second_touch", "copies", "pool_hears"):
+        value = getattr(args, option)
+        if value is not None:
+            command += [f"--{option.replace('_', '-')}", str(value)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(f"{' '.join(command)}: exit {done.returncode}\n{done.stderr}")
     return json.loads(done.stdout)
 
 
+def resident_bytes(args):
+    """What every step reads and writes in VRAM, whatever its experts."""
+    return WEIGHTS + STATE + args.context * KV_POSITION
+
+
 def limit(r, args, pcie, nvme):
-    """Seconds per token if all edges are busy all the time, and the bytes over each edge."""
-    vram, promoted, disk = (r[k] / r["tokens"] for k in ("vram", "promoted", "disk"))
-    elsewhere = (r["pool"] + r["disk"]) / r["tokens"]
-    # Who was promoted went over PCIe already; beyond that, as many as make both lanes end together.
-    copied = min(elsewhere, max(promoted, elsewhere * pcie / (pcie + args.cpu)))
-    steps = r["steps"] / r["tokens"]
-    bytes_of = {
-        "disk": disk * EXPERT,
-        "PCIe": copied * EXPERT,
-        "CPU": (elsewhere - copied) * EXPERT,
-        "VRAM": steps * (WEIGHTS + STATE + args.context * KV_POSITION) + (vram + 2 * copied) * EXPERT,
-    }
+    """Seconds per token if all edges are busy all the time, the slowest edge, and the bytes over each."""
+    moved = {"disk": r["disk"] * EXPERT,
+             "PCIe": r["copied"] * EXPERT,
+             "CPU": (r["pool"] + r["disk"] - r["copied"]) * EXPERT,
+             "VRAM": r["steps"] * resident_bytes(args) + (r["vram"] + 2 * r["copied"]) * EXPERT}
+    moved = {edge: count / r["tokens"] for edge, count in moved.items()}
     bandwidth = {"disk": nvme, "PCIe": pcie, "CPU": args.cpu, "VRAM": args.vram_bandwidth}
-    seconds = {edge: bytes_of[edge] / (bandwidth[edge] * 1e9) for edge in bytes_of}
+    seconds = {edge: moved[edge] / (bandwidth[edge] * 1e9) for edge in moved}
     slowest = max(seconds, key=seconds.get)
-    return seconds[slowest], slowest, bytes_of
-
-
-def lanes(experts, promoted, args, pcie):
-    """Seconds for one layer's experts that are not in VRAM: whole experts, CPU and PCIe side by side."""
-    copy = EXPERT / (pcie * 1e9) + EXPERT / (args.vram_bandwidth * 1e9)
-    compute = EXPERT / (args.cpu * 1e9)
-    return min(max(x * copy, (experts - x) * compute) for x in range(promoted, experts + 1))
+    return seconds[slowest], slowest, moved
 
 
 def serial(r, layers, args, pcie, nvme):
     """Seconds per token if nothing overlaps but the two lanes of one layer."""
-    resident = (WEIGHTS + STATE + args.context * KV_POSITION) / (args.vram_bandwidth * 1e9)
-    total = r["steps"] * (resident + layers * args.layer_us * 1e-6)
-    for vram, pool, disk, promoted, count in r["events"]:
-        total += count * (vram * EXPERT / (args.vram_bandwidth * 1e9) + disk * EXPERT / (nvme * 1e9) +
-                          lanes(pool + disk, promoted, args, pcie))
+    on_card, over_pcie, on_cpu, from_disk = (EXPERT / (x * 1e9) for x in (args.vram_bandwidth, pcie, args.cpu, nvme))
+    total = r["steps"] * (resident_bytes(args) / (args.vram_bandwidth * 1e9) + layers * args.layer_us * 1e-6)
+    for vram, pool, disk, copied, _, count in r["events"]:
+        lanes = max(copied * (over_pcie + on_card), (pool + disk - copied) * on_cpu)
+        total += count * (vram * on_card + disk * from_disk + lanes)
     return total / r["tokens"]
 
 
-def row(name, r, trace, args, pcie, nvme):
+def row(name, r, layers, args, pcie, nvme):
     seconds, slowest, moved = limit(r, args, pcie, nvme)
-    slow = serial(r, trace["layers"], args, pcie, nvme)
+    slow = serial(r, layers, args, pcie, nvme)
     tiers = " / ".join(f"{100 * r[t] / r['uses']:.1f}" for t in ("vram", "pool", "disk"))
     edges = " | ".join(f"{moved[e] / 1e6:.0f}" for e in ("disk", "PCIe", "CPU", "VRAM"))
     host = sum(moved[e] for e in ("disk", "PCIe", "CPU")) / seconds / 1e9
@@ -138,21 +133,21 @@ tokens/s at the limit | serial, ms | tokens/s serial | host memory GB/s at the l
 |---|---|---|---|---|---|---|---|---|---|---|---|"""
 
 
-def formula(args, slots, trace, r):
+def formula(args, slots, layers, r):
     kv = args.context * KV_POSITION
+    resident = f"{WEIGHTS / 1e9:.2f} weights + {STATE / 1e9:.2f} state + {kv / 1e9:.2f} KV"
     return f"""
-VRAM slots: ({args.vram / 1e9:.2f} GB - {args.reserve / 1e9:.2f} reserved - {WEIGHTS / 1e9:.2f} weights - {kv / 1e9:.2f} KV cache of \
-{args.context} positions - {WORKSPACE / 1e9:.2f} workspace) / {EXPERT:,} bytes = {slots}, {slots / trace['layers']:.1f} per layer. \
-Promoted per token: {r['promoted'] / r['tokens']:.1f} experts. First use of an expert: {100 * r['compulsory'] / r['uses']:.2f} % of uses \
-in the smallest pool (part of *disk*).
+VRAM slots: ({args.vram / 1e9:.2f} GB - {args.reserve / 1e9:.2f} reserved - {WEIGHTS / 1e9:.2f} weights - {kv / 1e9:.2f} KV \
+cache of {args.context} positions - {WORKSPACE / 1e9:.2f} workspace) / {EXPERT:,} bytes = {slots}, {slots / layers:.1f} per \
+layer. In the smallest pool the first use of an expert is {100 * r['compulsory'] / r['uses']:.2f} % of all uses (part of *disk*).
 
-    n = experts per token not in VRAM, p of them promoted, x = max(p, n * PCIe / (PCIe + CPU)) copied, n - x computed on the CPU
-    limit  = max(disk bytes / NVMe, x * E / PCIe, (n - x) * E / {args.cpu:g}, VRAM bytes / {args.vram_bandwidth:g}),  E = {EXPERT:,} bytes
-             VRAM bytes = {WEIGHTS / 1e9:.2f} GB weights + {STATE / 1e9:.2f} state + {kv / 1e9:.2f} KV + E * (hits + 2 x)
-    serial = ({WEIGHTS / 1e9:.2f} + {STATE / 1e9:.2f} + {kv / 1e9:.2f}) GB / {args.vram_bandwidth:g} + sum over the {trace['layers']} layers of
+    E = {EXPERT:,} bytes; hits, disk, copied (PCIe) and computed (CPU): experts per token, as replayed
+    limit  = max(disk * E / NVMe, copied * E / PCIe, computed * E / {args.cpu:g}, VRAM bytes / {args.vram_bandwidth:g})
+             VRAM bytes = {resident} GB + (hits + 2 * copied) * E
+    serial = ({resident}) GB / {args.vram_bandwidth:g} + sum over {layers} layers of
              ({args.layer_us:g} us + hits * E / {args.vram_bandwidth:g} + disk * E / NVMe
-              + min over whole x >= p of max(x * E / PCIe + x * E / {args.vram_bandwidth:g}, (n - x) * E / {args.cpu:g}))
-    GB/s throughout. Serial: nothing of a layer overlaps but its two lanes, and no layer overlaps another.
+              + max(copied * E * (1 / PCIe + 1 / {args.vram_bandwidth:g}), computed * E / {args.cpu:g}))
+    Serial: no layer overlaps another, and within a layer nothing overlaps but its two lanes.
 """
 
 
@@ -171,25 +166,27 @@ def main():
     args = arguments()
     slots = vram_slots(args)
     names = args.pools.split(",")
-    # The shape is the model's; a trace of another one would be divided by the wrong bytes.
     layers, experts = 48, 512
-    trace = replay(args, slots, [pool_slots_per_layer(name, layers, experts) for name in names])
-    if (trace["layers"], trace["experts"]) != (layers, experts):
-        sys.exit(f"{args.trace}: {trace['layers']} x {trace['experts']} experts; this model has {layers} x {experts}")
+    pools = [pool_slots_per_layer(name, layers, experts) for name in names]
+    replays = {pcie: replay(args, slots, pools, pcie) for pcie in args.pcie}
+    for trace in replays.values():
+        # A trace of another model would be divided by the wrong bytes.
+        if (trace["layers"], trace["experts"]) != (layers, experts):
+            sys.exit(f"{args.trace}: {trace['layers']} x {trace['experts']} experts; this model: {layers} x {experts}")
     print(HEAD)
     results = []
-    for name, r in zip(names, trace["tiers"]):
+    for at, name in enumerate(names):
         for pcie in args.pcie:
             for nvme in args.nvme:
-                text, result = row(name, r, trace, args, pcie, nvme)
+                text, result = row(name, replays[pcie]["tiers"][at], layers, args, pcie, nvme)
                 print(text)
                 results.append(result)
-    smallest = min(trace["tiers"], key=lambda r: r["pool_slots"])
-    print(formula(args, slots, trace, smallest))
+    smallest = min(replays[args.pcie[0]]["tiers"], key=lambda r: r["pool_slots"])
+    print(formula(args, slots, layers, smallest))
     print(goals(results))
     if args.json:
         with open(args.json, "w") as out:
-            json.dump({"arguments": vars(args), "replay": trace, "results": results}, out)
+            json.dump({"arguments": vars(args), "replays": replays, "results": results}, out)
 
 
 if __name__ == "__main__":

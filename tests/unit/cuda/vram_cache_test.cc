@@ -45,7 +45,7 @@ bool holds(const VramCache& cache, int expert) {
   return cache.peek(kLayer, ExpertId{static_cast<std::uint16_t>(expert)}).has_value();
 }
 
-constexpr VramCacheOptions kAll{.second_touch_within = 0};
+constexpr VramCacheOptions kSoon{.second_touch_within = 8};
 
 }  // namespace
 
@@ -97,8 +97,8 @@ TEST_CASE("an expert is found when its copy is complete, and gone when it failed
   CHECK((c.hits == 1 && c.misses == 2 && c.admissions == 2 && c.evictions == 0 && c.abandoned == 1));
 }
 
-TEST_CASE("free slots take everything; after that an expert must come back soon") {
-  VramCache cache(1, 16, 2);
+TEST_CASE("by choice: free slots take everything; after that an expert must come back soon") {
+  VramCache cache(1, 16, 2, kSoon);
   step(cache, {0, 1});
   CHECK((holds(cache, 0) && holds(cache, 1)));
   step(cache, {2});  // first touch
@@ -114,7 +114,7 @@ TEST_CASE("free slots take everything; after that an expert must come back soon"
 }
 
 TEST_CASE("two touches in one step are one") {
-  VramCache cache(1, 16, 1);
+  VramCache cache(1, 16, 1, kSoon);
   step(cache, {0});
   cache.begin_step();
   cache.find(kLayer, ExpertId{5});
@@ -123,7 +123,7 @@ TEST_CASE("two touches in one step are one") {
 }
 
 TEST_CASE("the least recently used goes; used in the same step, the one with less uses") {
-  VramCache cache(1, 16, 3, kAll);
+  VramCache cache(1, 16, 3);
   step(cache, {0, 1});
   step(cache, {0, 2});
   step(cache, {5});  // 1 is oldest
@@ -133,7 +133,7 @@ TEST_CASE("the least recently used goes; used in the same step, the one with les
 }
 
 TEST_CASE("old uses count less than new ones") {
-  VramCache cache(1, 16, 2, kAll);
+  VramCache cache(1, 16, 2);
   for (int i = 0; i < 6; ++i) step(cache, {0});  // 6 uses, long ago
   for (int i = 0; i < 60; ++i) step(cache, {9});
   step(cache, {1});  // takes 0's slot: both are remembered, one is gone
@@ -145,7 +145,7 @@ TEST_CASE("old uses count less than new ones") {
 }
 
 TEST_CASE("members of the event and slots that are filling are spared") {
-  VramCache cache(1, 16, 2, kAll);
+  VramCache cache(1, 16, 2);
   step(cache, {0, 1});
   cache.begin_step();
   const auto event = ids({0, 1, 2});
@@ -164,8 +164,21 @@ TEST_CASE("members of the event and slots that are filling are spared") {
   CHECK(holds(cache, 3));
 }
 
+TEST_CASE("the gap between the last two uses tells who is hot") {
+  VramCache cache(1, 8, 2);
+  CHECK(cache.last_gap(kLayer, ExpertId{0}) == kNone);
+  step(cache, {0, 1});
+  CHECK(cache.last_gap(kLayer, ExpertId{0}) == kNone);
+  step(cache, {0});
+  CHECK(cache.last_gap(kLayer, ExpertId{0}) == 1);
+  step(cache, {});
+  step(cache, {0, 1});
+  CHECK(cache.last_gap(kLayer, ExpertId{0}) == 2);
+  CHECK(cache.last_gap(kLayer, ExpertId{1}) == 3);
+}
+
 TEST_CASE("layers do not take each other's slots") {
-  VramCache cache(2, 8, 4, kAll);
+  VramCache cache(2, 8, 4);
   cache.begin_step();
   play(cache, LayerId{0}, ids({0, 1}));
   for (int i = 0; i < 6; ++i) play(cache, LayerId{1}, ids({i}));
@@ -173,7 +186,7 @@ TEST_CASE("layers do not take each other's slots") {
 }
 
 TEST_CASE("peek leaves no trace") {
-  VramCache cache(1, 8, 2, kAll);
+  VramCache cache(1, 8, 2);
   step(cache, {0});
   step(cache, {1});
   cache.begin_step();
@@ -184,7 +197,7 @@ TEST_CASE("peek leaves no trace") {
 }
 
 TEST_CASE("clear empties it and forgets") {
-  VramCache cache(1, 8, 2);
+  VramCache cache(1, 8, 2, kSoon);
   step(cache, {0, 1});
   step(cache, {2});
   cache.clear();

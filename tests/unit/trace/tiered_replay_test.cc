@@ -52,8 +52,7 @@ Trace random_trace(std::uint32_t layers, std::uint32_t experts, std::uint32_t to
 TEST_CASE("promoting everything is the event-atomic LRU: 12 hits in the toy") {
   const auto trace = parse_any_trace(test::kToy);
   REQUIRE(trace);
-  const TieredReplayResult r =
-      tiered_replay(*trace, {.vram_slots = 6, .pool_slots = 6, .vram = {.second_touch_within = 0}});
+  const TieredReplayResult r = tiered_replay(*trace, {.vram_slots = 6, .pool_slots = 6});
   CHECK(r.vram == 12);
   CHECK(r.pool + r.disk == 18);
   CHECK(r.promoted == 18);
@@ -81,17 +80,40 @@ TEST_CASE("a pool with room for everything begins full") {
 
 TEST_CASE("events: where their experts were, and what was promoted") {
   const Trace trace = trace_of(8, {{0, 1}, {0, 2}, {2, 3}, {2, 3}});
-  const TieredReplayResult r = tiered_replay(trace, {.vram_slots = 2, .pool_slots = 4, .skip = 1});
+  const TieredReplayResult r =
+      tiered_replay(trace, {.vram_slots = 2, .pool_slots = 4, .skip = 1, .vram = {.second_touch_within = 8}});
   // {0, 2}: 0 is there, 2 is read. {2, 3}: 2 comes the second time and goes where 1 was, 3 is read.
   // {2, 3}: 3 takes the slot of 0.
   const std::map<EventTiers, std::uint64_t> events = {
-      {{.vram = 1, .pool = 0, .disk = 1, .promoted = 0}, 1},
-      {{.vram = 0, .pool = 1, .disk = 1, .promoted = 1}, 1},
-      {{.vram = 1, .pool = 1, .disk = 0, .promoted = 1}, 1},
+      {{.vram = 1, .pool = 0, .disk = 1, .copied = 1, .promoted = 0}, 1},
+      {{.vram = 0, .pool = 1, .disk = 1, .copied = 2, .promoted = 1}, 1},
+      {{.vram = 1, .pool = 1, .disk = 0, .copied = 1, .promoted = 1}, 1},
   };
   CHECK(r.events == events);
-  CHECK((r.vram == 2 && r.pool == 2 && r.disk == 2 && r.promoted == 2 && r.compulsory == 2));
+  CHECK((r.vram == 2 && r.pool == 2 && r.disk == 2 && r.compulsory == 2));
+  CHECK((r.copied == 4 && r.promoted == 2));
   CHECK((r.tokens == 3 && r.steps == 3));
+}
+
+TEST_CASE("two lanes: what the CPU computes does not come to device memory") {
+  const Trace trace = trace_of(8, {{0, 1}, {0, 1}, {2, 0}, {2, 0}});
+  TieredReplayOptions how{.vram_slots = 2, .pool_slots = 8, .cpu_rate = 1, .copy_rate = 1};
+  const TieredReplayResult all = tiered_replay(trace, how);
+  // 0 is copied, 1 computed; then 1 alone is missing and goes over PCIe, which wins ties; then 2 goes where 1
+  // was.
+  CHECK((all.vram == 4 && all.pool == 4 && all.copied == 3 && all.promoted == 3));
+  how.cpu_rate = 10;  // PCIe gets nothing
+  const TieredReplayResult cpu = tiered_replay(trace, how);
+  CHECK((cpu.vram == 0 && cpu.copied == 0 && cpu.uses() == 8));
+}
+
+TEST_CASE("the hottest of an event are copied, if asked") {
+  // One slot, one copy per event. In order of ids 6 is never copied; it is the only one that comes again.
+  const Trace trace = trace_of(8, {{5, 6}, {0, 6}, {1, 6}});
+  TieredReplayOptions how{.vram_slots = 1, .pool_slots = 8, .skip = 2, .cpu_rate = 1, .copy_rate = 1};
+  CHECK(tiered_replay(trace, how).vram == 0);
+  how.copies = CopyChoice::hottest;
+  CHECK(tiered_replay(trace, how).vram == 1);
 }
 
 TEST_CASE("tokens of one step share their experts, and are skipped together") {

@@ -1,0 +1,87 @@
+#!/usr/bin/env python3
+"""The GPU worker as a process: the same bits as the CPU worker, and a pool that stays warm when it is killed.
+
+On the emulated device; with STOKER_TEST_DEVICE=cuda on a real one. Logits are compared byte for byte.
+"""
+
+import os
+import random
+import sys
+import time
+
+import harness
+from harness import Stack, expect
+
+TOKENS = 24
+
+
+def ask(stack, prompt, out, **options):
+    started = time.monotonic()
+    stack.ask("--tokens", ",".join(map(str, prompt)), "--temperature", 0, "--max-tokens", TOKENS, "--ignore-eos",
+              "--logits-out", out, timeout=300, **options)
+    return out.read_bytes(), time.monotonic() - started
+
+
+def kill_in_mid_decode(stack, prompt):
+    client = stack.client("--tokens", ",".join(map(str, prompt)), "--temperature", 0, "--max-tokens", 400, "--ignore-eos")
+    before = stack.status()["tokens"]["generated"]
+    end = time.monotonic() + 120
+    while stack.status()["tokens"]["generated"] < before + 5:
+        expect(time.monotonic() < end, "the request to be killed generates nothing")
+    stack.kill("worker")
+    _, err = client.communicate(timeout=60)
+    expect(client.returncode != 0, "a client whose worker was killed says that all is well")
+    expect(err.decode().strip() != "", "a client whose worker was killed says nothing")
+
+
+def test(args, work):
+    device = os.environ.get("STOKER_TEST_DEVICE", "emulation")
+    model = harness.make_model(args.bin, work, "--preset", "tiny")
+    random.seed(2)
+    prompt = [random.randrange(5, 400) for _ in range(20)]
+
+    def stack(*worker):
+        return Stack(args.bin, model, work, slots=128, extra_worker=list(worker))
+
+    reference = stack("--device", "cpu").start_all()
+    try:
+        want, _ = ask(reference, prompt, work / "cpu.f32")
+    finally:
+        reference.stop()
+
+    for lane in ("auto", "gpu", "cpu"):
+        gpu = stack("--device", device, "--vram", "1GiB", "--expert-lane", lane).start_all()
+        try:
+            backend = gpu.status()["worker"]["backend"]
+            expect(backend.startswith(device), f"the backend is {backend}")
+            got, _ = ask(gpu, prompt, work / f"{lane}.f32")
+            expect(got == want, f"--expert-lane {lane}: logits differ from the CPU's")
+            print(f"same bits, --expert-lane {lane}: {backend}", flush=True)
+            if lane == "auto":
+                kill_in_mid_decode(gpu, prompt)
+                gpu.start("worker")
+                started = time.monotonic()
+                gpu.wait_ready(120)
+                reads = gpu.status()["loader"]["demand_fills"]
+                again, seconds = ask(gpu, prompt, work / "again.f32")
+                reads = gpu.status()["loader"]["demand_fills"] - reads
+                expect(again == want, "after kill -9 and a restart the logits differ")
+                expect(reads == 0, f"the pool was warm, but {reads} experts were read again")
+                print(f"killed in mid-decode: a new worker had answered {time.monotonic() - started:.1f} s later "
+                      f"({seconds:.1f} s of them the answer), nothing was read again", flush=True)
+        finally:
+            gpu.stop()
+
+    refused = stack("--device", device, "--vram", "1MiB")
+    refused.start("loader")
+    refused.start("worker")
+    code = refused.processes["worker"].wait(timeout=120)
+    tail = refused.log_tail()
+    refused.stop()
+    expect(code != 0, "a worker with a megabyte of VRAM started")
+    expect("--vram" in tail, f"the refusal does not say what to do: {tail}")
+    print("too little --vram: refused with its reason")
+
+
+if __name__ == "__main__":
+    sys.exit(harness.main(test))
