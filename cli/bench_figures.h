@@ -39,7 +39,8 @@ struct BenchSample {
   std::uint64_t tokens = 0, steps = 0, heads = 0;
   double seconds = 0;
   double stall_demand_seconds = 0, stall_late_hint_seconds = 0;  ///< compute waited for a read
-  std::uint64_t uses_pool = 0, uses_prefetched = 0;              ///< experts found in the pool
+  std::uint64_t uses_vram = 0;                                   ///< experts found in device memory
+  std::uint64_t uses_pool = 0, uses_prefetched = 0;              ///< in the pool
   std::uint64_t uses_disk = 0, uses_late_hint = 0;               ///< experts waited for
   std::uint64_t read_bytes = 0, wasted_bytes = 0;                ///< wasted: hinted, evicted unused
   double disk_busy_seconds = 0;                                  ///< at least one read was in flight
@@ -47,7 +48,7 @@ struct BenchSample {
   std::uint64_t peak_bytes = 0;                                  ///< of all processes of the stack
   double raw_disk_bandwidth = 0, raw_memory_bandwidth = 0;       ///< bytes/s, measured just before
   [[nodiscard]] std::uint64_t uses() const {
-    return uses_pool + uses_prefetched + uses_disk + uses_late_hint;
+    return uses_vram + uses_pool + uses_prefetched + uses_disk + uses_late_hint;
   }
   [[nodiscard]] double per_token(double value) const { return value / static_cast<double>(tokens); }
   [[nodiscard]] double share_of_uses(std::uint64_t part) const {

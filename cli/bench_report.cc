@@ -31,6 +31,7 @@ Json tiers_json(const std::vector<BenchSample>& samples, const ModelCosts& costs
   };
   return {{"disk", per_token([](const BenchSample& s) { return s.read_bytes; })},
           {"disk_wasted", per_token([](const BenchSample& s) { return s.wasted_bytes; })},
+          {"vram", per_token([&](const BenchSample& s) { return s.uses_vram * costs.expert_bytes; })},
           {"pool", per_token([&](const BenchSample& s) { return s.uses_pool * costs.expert_bytes; })},
           {"pool_prefetched",
            per_token([&](const BenchSample& s) { return s.uses_prefetched * costs.expert_bytes; })},
@@ -41,7 +42,8 @@ Json hits_json(const std::vector<BenchSample>& samples) {
   const auto share = [&](std::uint64_t BenchSample::*part) {
     return spread_json(samples, [part](const BenchSample& s) { return s.share_of_uses(s.*part); });
   };
-  return {{"pool", share(&BenchSample::uses_pool)},
+  return {{"vram", share(&BenchSample::uses_vram)},
+          {"pool", share(&BenchSample::uses_pool)},
           {"pool_prefetched", share(&BenchSample::uses_prefetched)},
           {"disk_late_hint", share(&BenchSample::uses_late_hint)},
           {"disk", share(&BenchSample::uses_disk)}};
@@ -131,7 +133,8 @@ std::vector<std::pair<std::string, std::string>> md_cells(const Json& r) {
       {"memory GB/s", giga("memory_bytes_per_second") + " of " + giga("raw_memory_bytes_per_second")},
       {"stall ms/t: demand", number_text("%.1f", 1e3 * mean(stall.at("demand")))},
       {"late hint", number_text("%.1f", 1e3 * mean(stall.at("late_hint")))},
-      {"hits %: pool", percent("pool")},
+      {"hits %: vram", percent("vram")},
+      {"pool", percent("pool")},
       {"prefetched", percent("pool_prefetched")},
       {"late", percent("disk_late_hint")},
       {"disk", percent("disk")},
@@ -180,7 +183,10 @@ std::string md_head(const Json& r) {
          " experts of " + format_bytes(number("expert_bytes")) + "; pool " +
          std::to_string(number("pool_slots")) + " slots, " +
          number_text("%.0f", 100 * r.at("pool_share").get<double>()) + " % of the experts; " +
-         text("backend") + "; ids: " + text("ids_from") + "; " + std::to_string(number("repetitions")) +
+         text("backend") +
+         (text("backend").starts_with("cpu") ? std::string()
+                                             : " (limit: of the disk alone, the GPU's is not measured)") +
+         "; ids: " + text("ids_from") + "; " + std::to_string(number("repetitions")) +
          " repetitions, mean ± standard deviation\n\n";
 }
 

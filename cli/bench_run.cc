@@ -31,6 +31,7 @@ void read_facts(const Json& status, StackFacts& facts) {
 
 void read_counters(const Json& before, const Json& after, BenchSample& sample) {
   const auto grown = [&](const char* group, const char* name) { return growth(before, after, group, name); };
+  sample.uses_vram = grown("worker", "experts_from_vram");
   sample.uses_pool = grown("experts", "pool");
   sample.uses_prefetched = grown("experts", "pool_hinted");
   sample.uses_disk = grown("experts", "disk");
@@ -122,7 +123,8 @@ tl::expected<BenchSample, ExitReport> BenchRunner::measure(const BenchTest& test
   if (!sample) return sample;
   facts_.disk_direct = disk->direct;
   sample->raw_disk_bandwidth = disk->bytes_per_second;
-  sample->raw_memory_bandwidth = *memory;
+  // What the CPU reads at says nothing about a GPU: then the limit is that of the disk alone.
+  if (facts_.backend.starts_with("cpu")) sample->raw_memory_bandwidth = *memory;
   return sample;
 }
 

@@ -32,8 +32,10 @@ std::string statistics_line(const wire::Stats& stats) {
   line += number_text(" · ttft %.2f s", stats.ttft_seconds());
   if (stats.cached_tokens() > 0) line += " · cached " + percent(stats.cached_tokens(), stats.prompt_tokens());
   const std::uint64_t pool = stats.experts_pool() + stats.experts_hinted();
-  if (const std::uint64_t all = pool + stats.experts_disk(); all > 0) {
-    line += " · experts: pool " + percent(pool, all);
+  if (const std::uint64_t all = stats.experts_vram() + pool + stats.experts_disk(); all > 0) {
+    line += " · experts:";
+    if (stats.experts_vram() > 0) line += " vram " + percent(stats.experts_vram(), all);
+    line += " pool " + percent(pool, all);
     if (stats.experts_hinted() > 0) line += " (prefetched " + percent(stats.experts_hinted(), all) + ")";
     line += " disk " + percent(stats.experts_disk(), all);
   }
@@ -45,6 +47,7 @@ nlohmann::ordered_json statistics_json(const wire::Stats& stats) {
           {"generated_tokens", stats.generated_tokens()}, {"queue_seconds", stats.queue_seconds()},
           {"ttft_seconds", stats.ttft_seconds()},         {"prefill_seconds", stats.prefill_seconds()},
           {"decode_seconds", stats.decode_seconds()},     {"tokens_per_second", tokens_per_second(stats)},
+          {"experts_vram", stats.experts_vram()},
           {"experts_pool", stats.experts_pool()},         {"experts_prefetched", stats.experts_hinted()},
           {"experts_disk", stats.experts_disk()},         {"stall_seconds", stats.stall_seconds()},
           {"stall_late_hint_seconds", stats.stall_late_hint_seconds()}};

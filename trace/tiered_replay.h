@@ -36,7 +36,7 @@ struct TieredReplayOptions {
   /// Of the whole model. Room for every expert: it begins full, as if preloaded.
   std::uint32_t pool_slots = 0;
   std::size_t skip = 0;  ///< tokens that are replayed but not counted: the cold start
-  VramCacheOptions vram;
+  VramCacheOptions vram{};
   double cpu_rate = 0, copy_rate = 0;  ///< of the lanes, in the same unit; cpu_rate 0: everything is copied
   CopyChoice copies = CopyChoice::in_order;
   PoolHears pool_hears = PoolHears::misses;

@@ -42,6 +42,7 @@ Result<LoadedModel> load_cuda(const Config& config, const ModelConfig& model, co
                  : config.expert_lane == "cpu" ? Lane::cpu
                                                : Lane::automatic;
   options.pool = pool.payload();
+  options.pool_slot_bytes = pool.slot_bytes();
   options.warn = [](const std::string& text) { log_warn(text); };
   STOKER_TRY(std::unique_ptr<CudaModel> loaded, CudaModel::load(model, image, options, clock));
   const std::uint64_t sequences = loaded->sequence_memory();

@@ -65,7 +65,9 @@ class Scheduler::Tally final : public RoutingObserver {
  private:
   static void count(wire::Stats& stats, std::span<const Tier> tiers) {
     for (const Tier tier : tiers) {
-      if (tier == Tier::pool || tier == Tier::vram) {
+      if (tier == Tier::vram) {
+        stats.set_experts_vram(stats.experts_vram() + 1);
+      } else if (tier == Tier::pool) {
         stats.set_experts_pool(stats.experts_pool() + 1);
       } else if (tier == Tier::pool_hinted) {
         stats.set_experts_hinted(stats.experts_hinted() + 1);
@@ -261,6 +263,7 @@ void Scheduler::prefill(Entry& entry) {
   totals_.prompt_tokens += rows;
   entry.stats.set_prefill_seconds(entry.stats.prefill_seconds() + seconds(stats->total));
   add_stall(entry.stats, *stats);
+  entry.stats.set_experts_vram(entry.stats.experts_vram() + stats->vram);
   entry.stats.set_experts_pool(entry.stats.experts_pool() + stats->pool);
   entry.stats.set_experts_hinted(entry.stats.experts_hinted() + stats->hinted);
   entry.stats.set_experts_disk(entry.stats.experts_disk() + stats->disk + stats->late_hint);
@@ -372,6 +375,7 @@ void Scheduler::count_step(const StepStats& stats, bool prefill) {
   ++(prefill ? totals_.prefill_steps : totals_.decode_steps);
   (prefill ? totals_.prefill_seconds : totals_.decode_seconds) += seconds(stats.total);
   totals_.stall_seconds += seconds(stats.stall);
+  totals_.experts_vram += stats.vram;
   totals_.experts_pool += stats.pool;
   totals_.experts_hinted += stats.hinted;
   totals_.experts_disk += stats.disk;

@@ -130,6 +130,7 @@ std::string status_json(const StatusFacts& facts, const SchedulerStatus& schedul
         {"context", facts.context},
         {"max_sequences", config.max_sequences},
         {"chunk", config.chunk},
+        {"experts_from_vram", scheduler.experts_vram},
         {"predictor_samples", config.samples}}},
       {"model",
        {{"dir", config.model_dir},

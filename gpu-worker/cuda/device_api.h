@@ -1,8 +1,8 @@
 // What the worker says to its device module: plain structs and a table of functions, no CUDA type in sight.
 //
 // The worker (C++20, no CUDA library) drives a model through this table. Two modules implement it, from the
-// same kernel sources: libstoker-cuda.so for NVIDIA GPUs, and an emulation on the CPU for tests, whose streams
-// run their operations late and in a seeded random order that only events constrain.
+// same kernel sources: libstoker-cuda.so for NVIDIA GPUs, and an emulation on the CPU for tests, whose
+// streams run their operations late and in a seeded random order that only events constrain.
 //
 // Numerics: every kernel gives the bits of the CPU backend (gpu-worker/cpu/kernels.h): 16 virtual lanes,
 // explicit fused multiply-add, fixed reduction tree, exactly dequantised weights. So it does not matter where
@@ -55,7 +55,8 @@ struct Row {
   std::uint32_t segment, position;
 };
 
-/// State of the sequence of one segment. A page holds [attention layer][k, v][kv head][kPagePositions][head_dim].
+/// State of the sequence of one segment. A page holds [attention layer][k, v][kv
+/// head][kPagePositions][head_dim].
 struct Segment {
   std::uint32_t first_row, rows;
   float* recurrent;     ///< [DeltaNet layer][value head][dk][dv]
@@ -190,9 +191,10 @@ struct Combine {
   float* x;          ///< [row][hidden]
   const float* out;  ///< Experts::out
   const float* weights;
-  const float* shared;         ///< [row][hidden] or null
-  const float* shared_gate;    ///< [row], raw
-  std::uint32_t* not_finite;   ///< [row]: bit r (< 31) set when rank r's output is not finite; bit 31 any later one
+  const float* shared;       ///< [row][hidden] or null
+  const float* shared_gate;  ///< [row], raw
+  std::uint32_t*
+      not_finite;  ///< [row]: bit r (< 31) set when rank r's output is not finite; bit 31 any later one
   std::uint32_t rows, k, hidden;
 };
 
@@ -226,9 +228,9 @@ struct Api {
   Status (*new_event)(bool timed, Event** out);
   void (*free_event)(Event* e);
   Status (*record)(Event* e, Stream* s);
-  Status (*wait)(Stream* s, Event* e);        ///< what follows on s runs after e
-  Status (*query)(Event* e, bool* fired);     ///< does not block
-  Status (*wait_host)(Event* e);              ///< blocks the caller
+  Status (*wait)(Stream* s, Event* e);                             ///< what follows on s runs after e
+  Status (*query)(Event* e, bool* fired);                          ///< does not block
+  Status (*wait_host)(Event* e);                                   ///< blocks the caller
   Status (*elapsed)(Event* from, Event* to, float* milliseconds);  ///< of timed events that fired
 
   Status (*begin_capture)(Stream* s);

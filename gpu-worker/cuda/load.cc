@@ -203,8 +203,10 @@ Result<void> CudaModel::make_slots() {
 /// Copies out of memory that is not pinned go through the driver's own buffer, at a third of the rate, and
 /// hold up the host.
 Result<void> CudaModel::pin_pool() {
-  for (std::size_t at = 0; at < options_.pool.size(); at += kPinChunk) {
-    const auto chunk = options_.pool.subspan(at, std::min<std::size_t>(kPinChunk, options_.pool.size() - at));
+  const std::size_t whole =
+      std::max(kPinChunk / options_.pool_slot_bytes, std::uint64_t{1}) * options_.pool_slot_bytes;
+  for (std::size_t at = 0; at < options_.pool.size(); at += whole) {
+    const auto chunk = options_.pool.subspan(at, std::min(whole, options_.pool.size() - at));
     if (const device::Status bad = api_.register_host(chunk.data(), chunk.size()); bad != nullptr) {
       options_.warn("the pool is not pinned (" + std::string(bad) +
                     "): copies to the GPU are slower; raise "

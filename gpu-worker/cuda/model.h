@@ -47,8 +47,10 @@ struct CudaOptions {
   std::uint32_t vram_slots = 0;        ///< experts in device memory; 0: what the budget leaves
   bool graphs = true;
   CpuOptions cpu;  ///< threads and instruction set of the CPU lane
-  std::span<std::byte> pool =
-      {};  ///< memory that experts are leased from: pinned, so that copies need no detour
+  /// Memory that experts are leased from: pinned, so that copies need no detour. No copy may leave a pinned
+  /// range, so ranges end where a slot does.
+  std::span<std::byte> pool = {};
+  std::uint64_t pool_slot_bytes = 1;
   std::function<void(const std::string&)> warn = [](const std::string&) {};
 };
 

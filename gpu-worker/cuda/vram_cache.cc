@@ -1,16 +1,11 @@
 #include "gpu-worker/cuda/vram_cache.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "shm/base/check.h"
+#include "shm/usage.h"
 
 namespace stoker {
-
-namespace {
-/// Short: it only orders experts that were last used in the same step (caching.md 1.3).
-constexpr float kDecay = 0.95F;
-}  // namespace
 
 VramCache::VramCache(std::uint32_t layers, std::uint32_t experts_per_layer, std::uint32_t slots,
                      VramCacheOptions options)
@@ -28,9 +23,9 @@ void VramCache::begin_step() { ++step_; }
 
 std::optional<std::uint32_t> VramCache::find(LayerId layer, ExpertId expert) {
   Expert& e = experts_[key_of(layer, expert)];
-  e.uses = e.uses * std::pow(kDecay, static_cast<float>(step_ - e.last)) + 1.0F;
-  if (e.last != step_) e.before = e.last;
-  e.last = step_;
+  // A second touch in the same step is none of its own.
+  if (const std::uint32_t last = unpack_usage(e.usage).step; last != step_) e.before = last;
+  e.usage = touch(e.usage, step_);
   const auto slot = peek(layer, expert);
   ++(slot ? counters_.hits : counters_.misses);
   return slot;
@@ -44,7 +39,7 @@ std::optional<std::uint32_t> VramCache::peek(LayerId layer, ExpertId expert) con
 
 std::uint32_t VramCache::last_gap(LayerId layer, ExpertId expert) const {
   const Expert& e = experts_[key_of(layer, expert)];
-  return e.before == 0 ? kNone : e.last - e.before;
+  return e.before == 0 ? kNone : unpack_usage(e.usage).step - e.before;
 }
 
 bool VramCache::wants(LayerId layer, ExpertId expert) const {
@@ -110,25 +105,31 @@ std::uint32_t VramCache::first_slot(std::uint32_t layer) const {
   return static_cast<std::uint32_t>(std::uint64_t{layer} * slots_.size() / layers_);
 }
 
-/// A free slot, else the one whose expert goes first; kNone if all are filling or in the event.
+/// A free slot, else the one with the lowest score; kNone if all are filling or in the event.
 std::uint32_t VramCache::victim(LayerId layer, std::span<const ExpertId> event) const {
   std::uint32_t best = kNone;
+  float lowest = 0;
   const std::uint32_t end = first_slot(layer.value + 1U);
   for (std::uint32_t i = first_slot(layer.value); i < end; ++i) {
     const Slot& slot = slots_[i];
     if (slot.key == kNone) return i;
-    if (!slot.ready || (best != kNone && !goes_before(slot.key, slots_[best].key))) continue;
+    if (!slot.ready) continue;
+    const float score_here = score(slot.key);
+    if (best != kNone && score_here >= lowest) continue;
     const ExpertId holds{static_cast<std::uint16_t>(slot.key % experts_per_layer_)};
-    if (std::find(event.begin(), event.end(), holds) == event.end()) best = i;
+    if (std::find(event.begin(), event.end(), holds) != event.end()) continue;
+    best = i;
+    lowest = score_here;
   }
   return best;
 }
 
-bool VramCache::goes_before(std::uint32_t key, std::uint32_t other) const {
-  const Expert& a = experts_[key];
-  const Expert& b = experts_[other];
-  if (a.last != b.last) return a.last < b.last;
-  return a.uses < b.uses;
+/// Higher is kept longer.
+float VramCache::score(std::uint32_t key) const {
+  const Usage u = unpack_usage(experts_[key].usage);
+  const std::uint32_t age = usage_age(u.step, step_);
+  const float visits = static_cast<float>(age) + 1.0F;
+  return u.frequency * usage_decay(age) / (visits * visits);
 }
 
 }  // namespace stoker

@@ -18,8 +18,10 @@
 //   admission  every expert that is copied anyway: the copy costs what it costs, staying costs nothing. Which
 //              experts are copied and which are computed on the CPU is the caller's choice; last_gap() tells
 //              who is likely to come again.
-//   victim     least recently used step of the layer; of those, the smallest use count with decay; then the
-//              lowest slot. Never a member of the event, never a slot that is filling.
+//   victim     of the layer's slots the one with the lowest score: uses (each worth .999 per step since,
+//              shm/usage.h) over (age in steps + 1)^2; of equals the lowest slot. Never a member of the
+//              event, never a slot that is filling. Where the text wanders this is as good as LRU, and better
+//              where experts have favourites.
 #pragma once
 
 #include <cstdint>
@@ -81,9 +83,9 @@ class VramCache {
 
  private:
   struct Expert {
-    std::uint32_t slot = kNone;          ///< filling or ready
-    std::uint32_t last = 0, before = 0;  ///< steps of its last two touches, 0: there was none
-    float uses = 0;                      ///< up to `last`, each worth kDecay per step since
+    std::uint64_t usage = 0;     ///< shm/usage.h, in our steps
+    std::uint32_t before = 0;    ///< step of the last touch but one; 0: there was none
+    std::uint32_t slot = kNone;  ///< filling or ready
   };
   struct Slot {
     std::uint32_t key = kNone;  ///< layer * experts + expert; kNone: free
@@ -92,7 +94,7 @@ class VramCache {
   [[nodiscard]] std::uint32_t key_of(LayerId layer, ExpertId expert) const;
   [[nodiscard]] std::uint32_t first_slot(std::uint32_t layer) const;
   [[nodiscard]] std::uint32_t victim(LayerId layer, std::span<const ExpertId> event) const;
-  [[nodiscard]] bool goes_before(std::uint32_t key, std::uint32_t other) const;
+  [[nodiscard]] float score(std::uint32_t key) const;
 
   std::uint32_t layers_, experts_per_layer_;
   VramCacheOptions options_;

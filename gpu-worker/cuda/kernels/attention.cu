@@ -230,6 +230,7 @@ __global__ void __launch_bounds__(kFinishThreads)
     const float* values = work.values + slot * work.pages * a.head_dim + d;
     float sum = 0.0F;
     float value = 0.0F;
+    STOKER_UNROLL_4
     for (unsigned p = 0; p < pages; ++p) {
       sum += sums[p];
       value += values[std::size_t{p} * a.head_dim];

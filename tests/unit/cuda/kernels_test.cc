@@ -25,7 +25,10 @@ struct Product {
 
   void check(Gpu& gpu, Random& random, const Stored& w) const {
     const std::uint32_t x_stride = w.cols + x_gap, y_stride = w.rows + 3;
-    const auto x = randoms(random, std::size_t{n} * x_stride);
+    auto x = randoms(random, std::size_t{n} * x_stride);
+    // With several rows of x, one whose products underflow, to -0 too, and one of zeros.
+    for (std::size_t i = 0; i < w.cols && n > 1; ++i) x[i] *= 1e-44F;
+    for (std::size_t i = 0; i < w.cols && n > 2; ++i) x[x_stride + i] = 0;
     const auto before =
         add ? randoms(random, std::size_t{n} * y_stride) : untouched_floats(std::size_t{n} * y_stride);
     float* y = add ? gpu.put(before) : gpu.alloc<float>(before.size());
