@@ -323,6 +323,7 @@ Result<void> Bench::run() {
   STOKER_TRY(to_, make_event(api_, true));
   std::printf("%s, compute capability %u.%u, %u multiprocessors, %.1f GiB; ", info.name, info.major,
               info.minor, info.multiprocessors, static_cast<double>(info.memory_total) / (1 << 30));
+  if (std::string(api_.kind) != "cuda") std::printf("(no real device: the times below are virtual) ");
   STOKER_TRY_VOID(bandwidths());
   using device::Code;
   for (const std::uint32_t n : {1U, 8U, s_.small ? 16U : 512U}) {

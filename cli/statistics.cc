@@ -43,13 +43,19 @@ std::string statistics_line(const wire::Stats& stats) {
 }
 
 nlohmann::ordered_json statistics_json(const wire::Stats& stats) {
-  return {{"prompt_tokens", stats.prompt_tokens()},       {"cached_tokens", stats.cached_tokens()},
-          {"generated_tokens", stats.generated_tokens()}, {"queue_seconds", stats.queue_seconds()},
-          {"ttft_seconds", stats.ttft_seconds()},         {"prefill_seconds", stats.prefill_seconds()},
-          {"decode_seconds", stats.decode_seconds()},     {"tokens_per_second", tokens_per_second(stats)},
+  return {{"prompt_tokens", stats.prompt_tokens()},
+          {"cached_tokens", stats.cached_tokens()},
+          {"generated_tokens", stats.generated_tokens()},
+          {"queue_seconds", stats.queue_seconds()},
+          {"ttft_seconds", stats.ttft_seconds()},
+          {"prefill_seconds", stats.prefill_seconds()},
+          {"decode_seconds", stats.decode_seconds()},
+          {"tokens_per_second", tokens_per_second(stats)},
           {"experts_vram", stats.experts_vram()},
-          {"experts_pool", stats.experts_pool()},         {"experts_prefetched", stats.experts_hinted()},
-          {"experts_disk", stats.experts_disk()},         {"stall_seconds", stats.stall_seconds()},
+          {"experts_pool", stats.experts_pool()},
+          {"experts_prefetched", stats.experts_hinted()},
+          {"experts_disk", stats.experts_disk()},
+          {"stall_seconds", stats.stall_seconds()},
           {"stall_late_hint_seconds", stats.stall_late_hint_seconds()}};
 }
 

@@ -460,8 +460,9 @@ void softmax(float* x, std::size_t n) {
 
 void attention_finish(float* y, float total, const float* g, std::size_t n) {
   const V t = v_set(total);
-  STOKER_MAP(n, i, v_store(v_mul(v_div(v_load(y + i), t), v_sigmoid(v_load(g + i))), y + i),
-             v_store_n(v_mul(v_div(v_load_n(y + i, tail), t), v_sigmoid(v_load_n(g + i, tail))), y + i, tail));
+  STOKER_MAP(
+      n, i, v_store(v_mul(v_div(v_load(y + i), t), v_sigmoid(v_load(g + i))), y + i),
+      v_store_n(v_mul(v_div(v_load_n(y + i, tail), t), v_sigmoid(v_load_n(g + i, tail))), y + i, tail));
 }
 
 /// x * 0 is 0 for finite x and NaN otherwise.
@@ -536,9 +537,10 @@ bool has_non_finite(const std::byte* data, DType dtype, std::size_t n) {
 
 const Kernels* table() {
   static constexpr Kernels kTable = {
-      STOKER_TABLE_NAME, matmul,      decode_row,        dot,          rms_norm,         gated_norm, l2_norm,
-      conv_silu,         delta_step,  silu_mul,          softmax,      largest,          exp_sum,    attention_finish,
-      axpy,              add,         all_finite,        attention_scores, attention_values, has_non_finite};
+      STOKER_TABLE_NAME, matmul,           decode_row, dot,      rms_norm,   gated_norm,
+      l2_norm,           conv_silu,        delta_step, silu_mul, softmax,    largest,
+      exp_sum,           attention_finish, axpy,       add,      all_finite, attention_scores,
+      attention_values,  has_non_finite};
   return &kTable;
 }
 #undef STOKER_MAP

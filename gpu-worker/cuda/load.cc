@@ -63,7 +63,13 @@ Result<void> CudaModel::load_all(const WeightsImage& image) {
 }
 
 Result<void> CudaModel::open_device() {
-  STOKER_DEVICE("device " + std::to_string(options_.device), api_.open(options_.device, &info_));
+  std::uint32_t devices = 0;
+  STOKER_DEVICE("looking for GPUs", api_.count(&devices));
+  if (options_.device >= devices)
+    return fail(Errc::missing, "there is no GPU " + std::to_string(options_.device) +
+                                   ", the driver knows of " + std::to_string(devices) +
+                                   ": give --device cpu, or another --gpu");
+  STOKER_DEVICE("GPU " + std::to_string(options_.device), api_.open(options_.device, &info_));
   session_.api = &api_;
   if (options_.vram_percent > 0)
     options_.vram =

@@ -3,15 +3,13 @@
 # nothing else. Programs come with their libraries and their own dynamic linker, because that machine's C library may
 # be older than ours.
 #
-#   tests/gpu/bundle.sh [architectures]     e.g. 90-real; default: that of an H100 or H200
+#   tests/gpu/bundle.sh [build directory]     default: build/release, which is configured if it is not there
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-architectures=${1:-90-real}
-build=build/gpu
+build=${1:-build/release}
 out=build/gpu-bundle
 
-cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DSTOKER_CUDA=ON -DSTOKER_BENCH=ON \
-  -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O2 -g0" -DSTOKER_CUDA_ARCHITECTURES="$architectures" > /dev/null
+[ -f "$build/build.ninja" ] || cmake --preset release -DSTOKER_BENCH=ON > /dev/null
 programs=(stoker stoker-loader stoker-worker stoker-predictor golden_cuda_test cuda_kernels_test device_bench raw_read)
 ninja -C "$build" stoker-cuda "${programs[@]}"
 
