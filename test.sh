@@ -96,7 +96,25 @@ run_ctest() {
   done <<< "$counts"
 }
 
-suite_release() { configure_and_build release && run_ctest release .; }
+suite_release() {
+  configure_and_build release || return
+  run_ctest release .
+  suite_gpu
+}
+
+# The tests that take a device, once more on a real one. Without it they ran on the emulation, as part of the above.
+suite_gpu() {
+  if [ ! -e build/release/bin/libstoker-cuda.so ]; then
+    skip "CUDA module: not built (no nvcc; build/release-build.log says where it looked)"
+  elif [ ! -e /dev/nvidia0 ]; then
+    skip "GPU: there is none; the CUDA module was built, its kernels ran on the emulated device only"
+  else
+    local before=$filter
+    filter='cuda_kernels|golden_cuda|gpu_worker'
+    STOKER_TEST_DEVICE=cuda run_ctest release .
+    filter=$before
+  fi
+}
 suite_asan() {
   export ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1:detect_stack_use_after_return=1
   export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1

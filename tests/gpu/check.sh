@@ -2,7 +2,7 @@
 # Runs on the machine with the GPU, inside the bundle of tests/gpu/bundle.sh: checks first, figures after. Less than ten
 # minutes. Everything it says goes to $OUT (default: ./out) as well; the exit code is that of the checks.
 set -uo pipefail
-cd "$(dirname "$0")"
+cd "$(dirname "$0")" || exit 1
 out=${OUT:-$PWD/out}
 mkdir -p "$out"
 failed=0

@@ -56,7 +56,8 @@ def test(args, work):
             expect(backend.startswith(device), f"the backend is {backend}")
             got, _ = ask(gpu, prompt, work / f"{lane}.f32")
             vram = gpu.status()["worker"]["experts_from_vram"]
-            expect((vram > 0) == (lane != "cpu"), f"--expert-lane {lane}: {vram} experts came from VRAM")
+            # auto: how many depends on the machine's rates
+            expect(lane == "auto" or (vram > 0) == (lane == "gpu"), f"--expert-lane {lane}: {vram} experts came from VRAM")
             expect(got == want, f"--expert-lane {lane}: logits differ from the CPU's")
             print(f"same bits, --expert-lane {lane}: {backend}", flush=True)
             if lane == "auto":
