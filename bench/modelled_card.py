@@ -123,13 +123,13 @@ def row(name, r, layers, args, pcie, nvme):
     tiers = " / ".join(f"{100 * r[t] / r['uses']:.1f}" for t in ("vram", "pool", "disk"))
     edges = " | ".join(f"{moved[e] / 1e6:.0f}" for e in ("disk", "PCIe", "CPU", "VRAM"))
     host = sum(moved[e] for e in ("disk", "PCIe", "CPU")) / seconds / 1e9
-    text = (f"| {name}: {r['pool_slots']} slots | {pcie:g} + {nvme:g} | {tiers} | {edges} | {1e3 * seconds:.1f} ({slowest}) | "
-            f"**{1 / seconds:.1f}** | {1e3 * slow:.1f} | **{1 / slow:.1f}** | {host:.0f} |")
+    text = (f"| {name}: {r['pool_slots']} slots | {pcie:g} + {nvme:g} | {tiers} | {edges} | "
+            f"{1e3 * seconds:.1f} ({slowest}) | **{1 / seconds:.1f}** | {1e3 * slow:.1f} | **{1 / slow:.1f}** | {host:.0f} |")
     return text, {"pool": name, "pcie": pcie, "nvme": nvme, "limit": 1 / seconds, "serial": 1 / slow}
 
 
-HEAD = """| pool | PCIe + NVMe, GB/s | found in VRAM / pool / disk, % | disk, MB per token | PCIe | CPU lane | VRAM | limit, ms (edge) | \
-tokens/s at the limit | serial, ms | tokens/s serial | host memory GB/s at the limit |
+HEAD = """| pool | PCIe + NVMe, GB/s | found in VRAM / pool / disk, % | disk, MB per token | PCIe | CPU lane | VRAM | \
+limit, ms (edge) | tokens/s at the limit | serial, ms | tokens/s serial | host memory GB/s at the limit |
 |---|---|---|---|---|---|---|---|---|---|---|---|"""
 
 
@@ -139,7 +139,8 @@ def formula(args, slots, layers, r):
     return f"""
 VRAM slots: ({args.vram / 1e9:.2f} GB - {args.reserve / 1e9:.2f} reserved - {WEIGHTS / 1e9:.2f} weights - {kv / 1e9:.2f} KV \
 cache of {args.context} positions - {WORKSPACE / 1e9:.2f} workspace) / {EXPERT:,} bytes = {slots}, {slots / layers:.1f} per \
-layer. In the smallest pool the first use of an expert is {100 * r['compulsory'] / r['uses']:.2f} % of all uses (part of *disk*).
+layer. In the smallest pool the first use of an expert is {100 * r['compulsory'] / r['uses']:.2f} % of all uses (part of \
+*disk*).
 
     E = {EXPERT:,} bytes; hits, disk, copied (PCIe) and computed (CPU): experts per token, as replayed
     limit  = max(disk * E / NVMe, copied * E / PCIe, computed * E / {args.cpu:g}, VRAM bytes / {args.vram_bandwidth:g})
@@ -156,9 +157,8 @@ def goals(results):
     for (pcie, nvme), goal in GOALS.items():
         for r in results:
             if (r["pcie"], r["nvme"]) == (pcie, nvme):
-                verdict = {k: "reached" if r[k] >= goal else "missed" for k in ("limit", "serial")}
-                lines.append(f"- {pcie:g} + {nvme:g} GB/s, pool {r['pool']}: goal {goal} tokens/s; limit {r['limit']:.1f} ({verdict['limit']}), "
-                             f"serial {r['serial']:.1f} ({verdict['serial']})")
+                figures = ", ".join(f"{k} {r[k]:.1f} ({'reached' if r[k] >= goal else 'missed'})" for k in ("limit", "serial"))
+                lines.append(f"- {pcie:g} + {nvme:g} GB/s, pool {r['pool']}: goal {goal} tokens/s; {figures}")
     return "\n".join(lines)
 
 

@@ -123,6 +123,24 @@ def pages(rig):
     print(f"report --html: well-formed, self-contained, the replay's numbers; {size} bytes with timings", flush=True)
 
 
+def tiers(rig):
+    """Device memory before the pool: two slots per layer, and a pool that holds all three experts."""
+    toy = rig.work / "toy & <odd>.csv"
+    how = ("trace", "replay", toy, "--vram-slots", 4, "--slots-per-layer", 3)
+    r = json.loads(output(rig, *how, "--expert-bytes", 30, "--json"))["tiers"][0]
+    expect([r[k] for k in ("tokens", "vram", "pool", "disk", "copied", "promoted")] == [3, 4, 8, 0, 8, 8], f"{r}")
+    moved = {edge: round(count) for edge, count in r["bytes_per_token"].items()}
+    expect(moved == {"vram": 200, "pcie": 80, "pcie_promoted": 80, "cpu": 0, "disk": 0}, f"{r}")
+    expect(r["events"] == [[0, 2, 0, 2, 2, 2], [1, 1, 0, 1, 1, 4]], f"{r}")
+    # The CPU is faster than PCIe: it computes everything.
+    r = json.loads(output(rig, *how, "--lanes", "9,1", "--json"))["tiers"][0]
+    expect((r["vram"], r["pool"], r["copied"]) == (0, 12, 0) and "bytes_per_token" not in r, f"{r}")
+    expect(len(output(rig, *how).splitlines()) == 3, "not a table of one row")
+    for bad in (("--policy", "lru"), ("--lanes", "9"), ("--copies", "x")):
+        expect(rig.run(*how, *bad).code == 2, f"{bad} with --vram-slots")
+    print("replay --vram-slots: tiers, bytes, events", flush=True)
+
+
 def test(args, work):
     rig = Rig(args.bin, work)
     expect(rig.run("verify", MODEL).code == 0, "stoker verify models/demo")
@@ -132,6 +150,7 @@ def test(args, work):
     trace(rig, rig.work)
     replayed(rig, rig.work)
     pages(rig)
+    tiers(rig)
 
 
 if __name__ == "__main__":

@@ -97,6 +97,17 @@ TEST_CASE("an expert is found when its copy is complete, and gone when it failed
   CHECK((c.hits == 1 && c.misses == 2 && c.admissions == 2 && c.evictions == 0 && c.abandoned == 1));
 }
 
+TEST_CASE("by choice: a copy that failed leaves a free slot") {
+  VramCache cache(1, 8, 1, kSoon);
+  cache.find(kLayer, ExpertId{0});
+  const auto slot = cache.admit(kLayer, ExpertId{0}, {});
+  REQUIRE(slot);
+  cache.find(kLayer, ExpertId{1});
+  CHECK_FALSE(cache.wants(kLayer, ExpertId{1}));
+  cache.abandon(*slot);
+  CHECK(cache.wants(kLayer, ExpertId{1}));
+}
+
 TEST_CASE("by choice: free slots take everything; after that an expert must come back soon") {
   VramCache cache(1, 16, 2, kSoon);
   step(cache, {0, 1});
@@ -141,6 +152,23 @@ TEST_CASE("many uses outweigh a little recency, not a lot") {
   for (int i = 0; i < 20; ++i) step(cache, {2});
   step(cache, {4});
   CHECK((holds(cache, 2) && holds(cache, 4) && !holds(cache, 0)));
+}
+
+TEST_CASE("age counts squared, and old uses fade") {
+  VramCache squared(1, 16, 2);
+  for (int i = 0; i < 3; ++i) step(squared, {0});
+  step(squared, {});
+  step(squared, {1});
+  step(squared, {2});  // 0: 3 uses / 4^2, 1: 1 use / 2^2
+  CHECK((!holds(squared, 0) && holds(squared, 1)));
+
+  VramCache fading(1, 16, 2);
+  for (int i = 0; i < 20; ++i) step(fading, {0});
+  for (int i = 0; i < 1000; ++i) fading.begin_step();
+  for (int i = 0; i < 4; ++i) step(fading, {1});
+  for (int i = 0; i < 999; ++i) fading.begin_step();
+  step(fading, {2});  // 0: 20 uses * .13 / 2005^2, 1: 4 uses * .37 / 1001^2
+  CHECK((!holds(fading, 0) && holds(fading, 1)));
 }
 
 TEST_CASE("members of the event and slots that are filling are spared") {
