@@ -127,6 +127,7 @@ __global__ void __launch_bounds__(kScoreThreads) score_keys(Attention a, Workspa
   STOKER_UNROLL
   for (unsigned n = 0; n < kKeysPerHalfWarp; ++n) key_at[n] = min(first + n, count - 1) * dim;
   float acc[kKeysPerHalfWarp * kHeads] = {};
+  STOKER_UNROLL_BY(4)
   for (unsigned base = 0; base < dim; base += 16) {
     const unsigned i = base + lane16();
     float k[kKeysPerHalfWarp];
@@ -207,7 +208,7 @@ __global__ void __launch_bounds__(kValueThreads)
   if (d >= a.head_dim) return;
   const float* v = page_part(q.pages[page], a.layer, 1, a.kv_heads, q.kv_head, a.head_dim) + d;
   float acc[kHeads] = {};
-  STOKER_UNROLL_4
+  STOKER_UNROLL_BY(16)
   for (unsigned t = 0; t < count; ++t) {
     const float value = __ldg(v + std::size_t{t} * a.head_dim);
     STOKER_UNROLL
@@ -230,7 +231,7 @@ __global__ void __launch_bounds__(kFinishThreads)
     const float* values = work.values + slot * work.pages * a.head_dim + d;
     float sum = 0.0F;
     float value = 0.0F;
-    STOKER_UNROLL_4
+    STOKER_UNROLL_BY(8)
     for (unsigned p = 0; p < pages; ++p) {
       sum += sums[p];
       value += values[std::size_t{p} * a.head_dim];

@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kConvThreads) convolution(Convolution a) {
     w[j] = j >= unused ? a.w[std::size_t{j - unused} * a.channels + channel] : 0.0F;
     if (j > 0) window[j] = j > unused ? state[std::size_t{j - unused - 1} * a.channels] : 0.0F;
   }
-  STOKER_UNROLL_4
+  STOKER_UNROLL_BY(4)
   for (unsigned t = 0; t < segment.rows; ++t) {
     STOKER_UNROLL
     for (unsigned j = 0; j + 1 < kTapsMax; ++j) window[j] = window[j + 1];
@@ -195,7 +195,7 @@ __global__ void __launch_bounds__(kKeys > 0 ? 256 : 1024, 1) delta_rule(DeltaRul
     const unsigned tokens = min(most, segment.rows - first);
     prepare_tokens(a, segment.first_row + first, tokens, head, shared);
     __syncthreads();
-    STOKER_NO_UNROLL
+    STOKER_UNROLL_BY(1)
     for (unsigned t = 0; t < tokens; ++t) {
       const float* q = shared.q + t * a.dk;
       const float* k = shared.k + t * a.dk;

@@ -110,7 +110,7 @@ __device__ __forceinline__ void multiply_chunk(const ChunkBuffer& buffer, const 
                                                const unsigned (&x_at)[kX], unsigned base, unsigned cols,
                                                float (&acc)[4 * kX], unsigned& nans) {
   using C = Chunk<kCode>;
-  STOKER_NO_UNROLL
+  STOKER_UNROLL_BY(1)
   for (unsigned run = 0; run < C::kGroups / C::kRun; ++run) {
     const float4 scales = kCode == Code::f8_e4m3 ? buffer.scales[run] : float4{};
     STOKER_UNROLL

@@ -9,12 +9,11 @@
 
 #if defined(__CUDACC__)
 #define STOKER_UNROLL _Pragma("unroll")
-#define STOKER_UNROLL_4 _Pragma("unroll 4")
-#define STOKER_NO_UNROLL _Pragma("unroll 1")
+#define STOKER_PRAGMA(text) _Pragma(#text)
+#define STOKER_UNROLL_BY(n) STOKER_PRAGMA(unroll n)
 #else
 #define STOKER_UNROLL
-#define STOKER_UNROLL_4
-#define STOKER_NO_UNROLL
+#define STOKER_UNROLL_BY(n)
 #endif
 
 namespace stoker::device {

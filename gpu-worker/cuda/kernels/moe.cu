@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kCombineThreads) combine(Combine a) {
   unsigned bad = 0;
   for (unsigned c = threadIdx.x; c < a.hidden; c += kCombineThreads) {
     float y = 0.0F;
-    STOKER_UNROLL_4
+    STOKER_UNROLL_BY(4)
     for (unsigned rank = 0; rank < a.k; ++rank) {
       const float value = __ldg(out + std::size_t{rank} * a.hidden + c);
       if (is_not_finite(value)) bad |= 1U << min(rank, 31U);

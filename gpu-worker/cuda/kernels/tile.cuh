@@ -132,7 +132,7 @@ __device__ __forceinline__ void tile_product(const RowView& row, const float* x,
   store_tile<kCode>(ahead, 0, tile);
   __syncthreads();
   unsigned buffer = 0;
-  STOKER_NO_UNROLL
+  STOKER_UNROLL_BY(1)
   for (unsigned base = 0; base < cols; base += kTileColumns) {
     const bool more = base + kTileColumns < cols;
     if (more) load_tile<kCode>(row, x, base + kTileColumns, cols, block_cols, ahead);

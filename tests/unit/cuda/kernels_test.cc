@@ -29,6 +29,10 @@ struct Product {
     // With several rows of x, one whose products underflow, to -0 too, and one of zeros.
     for (std::size_t i = 0; i < w.cols && n > 1; ++i) x[i] *= 1e-44F;
     for (std::size_t i = 0; i < w.cols && n > 2; ++i) x[x_stride + i] = 0;
+    // What lies between rows of x is not to be used, not even times zero.
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      if (i % x_stride >= w.cols) x[i] = kNan;
+    }
     const auto before =
         add ? randoms(random, std::size_t{n} * y_stride) : untouched_floats(std::size_t{n} * y_stride);
     float* y = add ? gpu.put(before) : gpu.alloc<float>(before.size());
@@ -189,6 +193,31 @@ TEST_CASE("matmul: every FP8 code under every kind of scale") {
         const auto code = static_cast<std::uint32_t>(i % 256);
         const float exact = static_cast<float>(w.value(code, code * 37 % 256));
         CHECK(((code & 127) == 127 ? std::isnan(got[i]) : got[i] == exact));
+      }
+    }
+  }
+}
+
+TEST_CASE("matmul: the sign of a sum of products that all underflow to -0") {
+  Gpu gpu(1);
+  Random random(1);
+  for (const std::uint32_t cols : {16U, 40U, 48U, 80U, 304U, 5U}) {
+    Stored w(random, DType::bf16, 5, cols);
+    for (std::size_t i = 0; i < w.data.size(); i += 2) {
+      w.data[i] = 0x80;  // 0.25
+      w.data[i + 1] = 0x3E;
+    }
+    for (const std::uint32_t n : {1U, 9U}) {
+      INFO(cols << " columns, " << n << " rows of x");
+      const std::vector<float> x(std::size_t{n} * cols, -1e-45F);
+      float* y = gpu.alloc<float>(std::size_t{n} * 5);
+      Gpu::must(gpu.api().matmul({w.on(gpu), gpu.put(x), y, cols, 5, nullptr, n, false}, gpu.stream()));
+      const auto got = gpu.get(y, std::size_t{n} * 5);
+      CHECK(std::signbit(got[0]) == (cols % 16 == 0));  // lanes without a last column add 0
+      for (const Kernels* k : cpu_tables()) {
+        std::vector<float> want(got.size());
+        cpu_matmul(*k, w.cpu(), x.data(), cols, n, want.data(), 5);
+        check_bits(got, want);
       }
     }
   }
