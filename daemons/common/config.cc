@@ -157,6 +157,7 @@ Result<Config> load_config(Program program, const ConfigSources& sources) {
   STOKER_TRY_VOID(apply_environment(config, sources));
   STOKER_TRY_VOID(apply_flags(config, flags));
   if (config.run_dir.empty()) config.run_dir = default_run_dir(sources);
+  if (config.loader_dir.empty()) config.loader_dir = config.run_dir;
   config.state_dir = state_dir(sources);
   config.notify_socket = sources.environment("NOTIFY_SOCKET").value_or("");
   config.journal = sources.environment("JOURNAL_STREAM").has_value();

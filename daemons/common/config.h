@@ -29,7 +29,8 @@ struct Config {
   std::string model_dir;  ///< checkpoint directory as published
 
   // [run]
-  std::string run_dir;        ///< sockets, lock, pool name; default $XDG_RUNTIME_DIR/stoker or /run/stoker
+  std::string run_dir;     ///< sockets, lock, pool name; default $XDG_RUNTIME_DIR/stoker or /run/stoker
+  std::string loader_dir;  ///< run directory of the loader, for a second worker on its pool; default run_dir
   bool group_access = false;  ///< sockets and shared memory 0660 instead of 0600
 
   // [log]

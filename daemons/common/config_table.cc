@@ -21,6 +21,8 @@ const std::array kSettings = {
     Setting{"run.dir", "run-dir", kAll, &Config::run_dir,
             "Directory of sockets and locks; identifies the stack (default: $XDG_RUNTIME_DIR/stoker or "
             "/run/stoker)"},
+    Setting{"run.loader_dir", "loader-dir", kWorker | kPredictor, &Config::loader_dir,
+            "Run directory of the loader to attach to, for another worker on its pool (default: --run-dir)"},
     Setting{"run.group_access", "group-access", kAll, &Config::group_access,
             "Sockets and shared memory with mode 0660 instead of 0600"},
     Setting{"log.level", "log-level", kAll, &Config::log_level, "How much to log",

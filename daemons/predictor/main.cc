@@ -58,7 +58,7 @@ Result<int> Predictor::run(const Config& config) {
   STOKER_TRY(ZmqSocket in,
              ZmqSocket::connect(context, ZmqRole::sub, endpoint::samples(config.run_dir), samples));
   STOKER_TRY(ZmqSocket out,
-             ZmqSocket::connect(context, ZmqRole::push, endpoint::hints(config.run_dir), hints));
+             ZmqSocket::connect(context, ZmqRole::push, endpoint::hints(config.loader_dir), hints));
   Predictor predictor(config, std::move(in), std::move(out));
   const Notifier notifier(config.notify_socket);
   const SteadyClock clock;

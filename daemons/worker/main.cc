@@ -46,7 +46,9 @@ Result<UniqueFd> lock_worker(const std::string& run_dir) {
   if (!fd.valid()) return fail(Errc::io, "cannot open " + path, errno);
   if (::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
     if (errno != EWOULDBLOCK) return fail(Errc::io, "cannot lock " + path, errno);
-    return fail(Errc::busy, "another worker runs in " + run_dir + "; stop it or choose another --run-dir");
+    return fail(Errc::busy, "another worker runs in " + run_dir +
+                                "; stop it, or give this one a --run-dir of its own and --loader-dir " +
+                                run_dir);
   }
   return fd;
 }
@@ -104,7 +106,7 @@ Result<void> WorkerDaemon::attach(StopSignals& signals) {
   const Duration deadline = clock_.now() + patience;
   notifier_.status("waiting for the loader");
   while (!client_) {
-    auto attached = AttachClient::attach(loader_socket_path(config_.run_dir), kAttachTry);
+    auto attached = AttachClient::attach(loader_socket_path(config_.loader_dir), kAttachTry);
     if (attached) {
       client_ = *std::move(attached);
       break;
@@ -124,7 +126,7 @@ Result<void> WorkerDaemon::attach(StopSignals& signals) {
   }
   const AttachGrant& grant = client_->grant();
   if (grant.checkpoint_fingerprint != checkpoint_->fingerprint())
-    return fail(Errc::layout, "the loader in " + config_.run_dir + " serves another checkpoint than " +
+    return fail(Errc::layout, "the loader in " + config_.loader_dir + " serves another checkpoint than " +
                                   config_.model_dir + "; give both the same --model, or another --run-dir");
   STOKER_TRY(pool_, Pool::attach(grant.pool_name));
   STOKER_TRY(weights_, WeightsSegment::attach(grant.weights_name, checkpoint_->fingerprint()));
@@ -140,7 +142,7 @@ Result<void> WorkerDaemon::load_model() {
   const std::uint64_t matrix_bytes =
       std::uint64_t{model.hidden_size} * model.moe_intermediate * dtype_bytes(checkpoint_->expert_dtype());
   STOKER_TRY(source_, PoolSource::make(*pool_, *client_, *image_, model, matrix_bytes, clock_,
-                                       {.loader_socket = loader_socket_path(config_.run_dir),
+                                       {.loader_socket = loader_socket_path(config_.loader_dir),
                                         .loader_wait_max = std::chrono::seconds(config_.loader_wait)}));
   log_info("model: " + model_->describe());
   return {};

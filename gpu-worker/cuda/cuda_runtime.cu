@@ -1,5 +1,6 @@
 // The CUDA half of the table that has no kernels.
 #include <cstdio>
+#include <cstdlib>
 
 #include "gpu-worker/cuda/kernel_language.h"
 #include "gpu-worker/cuda/module.h"
@@ -30,6 +31,10 @@ Status say(const char* format, Arguments... arguments) {
 void complain(Status status) {
   if (status != nullptr) std::fprintf(stderr, "stoker: CUDA: %s\n", status);
 }
+
+/// Before the first call that initialises CUDA. By default a kernel is loaded at its first launch, which is no thing to
+/// happen while a stream is captured.
+void load_eagerly() { setenv("CUDA_MODULE_LOADING", "EAGER", 0); }
 
 __global__ void probe() {}
 
@@ -80,6 +85,7 @@ namespace runtime {
 const char kKind[] = "cuda";
 
 Status count(std::uint32_t* devices) {
+  load_eagerly();
   *devices = 0;
   int found = 0;
   const cudaError_t error = cudaGetDeviceCount(&found);
@@ -101,6 +107,7 @@ Status count(std::uint32_t* devices) {
 }
 
 Status open(std::uint32_t device, Info* info) {
+  load_eagerly();
   const int id = static_cast<int>(device);
   cudaDeviceProp properties;
   if (Status s = cuda_status(cudaGetDeviceProperties(&properties, id), "asking about the GPU")) return s;

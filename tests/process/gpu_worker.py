@@ -34,6 +34,31 @@ def kill_in_mid_decode(stack, prompt):
     expect(err.decode().strip() != "", "a client whose worker was killed says nothing")
 
 
+def two_workers(args, work, model, device, prompt, want):
+    """A GPU worker beside a CPU worker: one loader, one pool, the same answers at the same time."""
+    cpu = Stack(args.bin, model, work, slots=64, extra_worker=["--device", "cpu"]).start_all()
+    gpu = Stack(args.bin, model, work, predictor=False,
+                extra_worker=["--device", device, "--vram", "1GiB", "--loader-dir", cpu.run_dir])
+    gpu.names = lambda: ["worker"]
+    try:
+        gpu.start_all(120)
+        ids = ",".join(map(str, prompt))
+        more = ("--temperature", 0, "--max-tokens", TOKENS, "--ignore-eos", "--logits-out")
+        clients = [s.client("--tokens", ids, *more, work / f"two{i}.f32") for i, s in enumerate((cpu, gpu, cpu))]
+        for i, client in enumerate(clients):
+            _, err = client.communicate(timeout=300)
+            expect(client.returncode == 0, f"client {i}: {err.decode()}")
+            expect((work / f"two{i}.f32").read_bytes() == want, f"client {i}: logits differ")
+        gpu.kill("worker")
+        got, _ = ask(cpu, prompt, work / "after.f32")
+        expect(got == want, "after the GPU worker was killed the CPU worker's logits differ")
+        expect(cpu.status()["pool"]["leased"] == 0, "the killed worker's leases are still there")
+    finally:
+        gpu.stop()
+        cpu.stop()
+    print("GPU and CPU worker on one pool, at the same time: the same bits; one killed, the other goes on", flush=True)
+
+
 def test(args, work):
     device = os.environ.get("STOKER_TEST_DEVICE", "emulation")
     model = harness.make_model(args.bin, work, "--preset", "tiny")
@@ -74,6 +99,8 @@ def test(args, work):
                       f"({seconds:.1f} s of them the answer), nothing was read again", flush=True)
         finally:
             gpu.stop()
+
+    two_workers(args, work, model, device, prompt, want)
 
     refused = stack("--device", device, "--vram", "1MiB")
     refused.start("loader")

@@ -25,14 +25,16 @@ inline std::vector<const Kernels*> cpu_tables() {
 
 inline std::string text_of(device::Status status) { return status == nullptr ? "" : status; }
 
-/// An open emulated GPU for the length of a test. Its memory is NaN until written; closing it checks that
-/// nothing was written beside an allocation.
+/// An open GPU for the length of a test, emulated unless STOKER_TEST_DEVICE says cuda. Its memory is NaN
+/// until written; closing the emulated one checks that nothing was written beside an allocation (on a real
+/// one that is compute-sanitizer's matter).
 class Gpu {
  public:
   explicit Gpu(unsigned seed) {
     ::setenv("STOKER_EMULATION_SEED", std::to_string(seed).c_str(), 1);
     ::setenv("STOKER_EMULATED_VRAM", "1000000000", 1);
-    auto opened = DeviceModule::open("emulation");
+    const char* kind = std::getenv("STOKER_TEST_DEVICE");
+    auto opened = DeviceModule::open(kind == nullptr ? "emulation" : kind);
     if (!opened) FAIL(opened.error().text());
     module_.emplace(std::move(*opened));
     device::Info info{};
@@ -51,6 +53,10 @@ class Gpu {
   T* alloc(std::size_t count) {
     void* p = nullptr;
     must(api().alloc(count * sizeof(T), &p));
+    if (std::string(api().kind) != "emulation") {
+      const std::vector<std::uint8_t> poison(count * sizeof(T), 0xFF);
+      must(api().to_device(p, poison.data(), poison.size(), stream_));
+    }
     return static_cast<T*>(p);
   }
   template <class T>
