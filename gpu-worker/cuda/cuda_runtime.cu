@@ -32,8 +32,8 @@ void complain(Status status) {
   if (status != nullptr) std::fprintf(stderr, "stoker: CUDA: %s\n", status);
 }
 
-/// Before the first call that initialises CUDA. By default a kernel is loaded at its first launch, which is no thing to
-/// happen while a stream is captured.
+/// Before the first call that initialises CUDA. By default a kernel is loaded at its first launch, which is
+/// no thing to happen while a stream is captured.
 void load_eagerly() { setenv("CUDA_MODULE_LOADING", "EAGER", 0); }
 
 __global__ void probe() {}
