@@ -56,8 +56,9 @@ Result<LoadedModel> load_model(const Config& config, const ModelConfig& model, c
   if (config.device != "cpu") {
     auto loaded = load_cuda(config, model, image, pool, clock);
     if (loaded || config.device != "auto") return loaded;
-    // Most machines of this kind have no GPU: no warning, but never silent.
-    log_info("no GPU is used (" + loaded.error().text() + "); computing on the CPU");
+    // That there is none is no reason for a warning; that one does not work is.
+    const std::string text = "no GPU is used (" + loaded.error().text() + "); computing on the CPU";
+    loaded.error().code == Errc::missing ? log_info(text) : log_warn(text);
   }
   STOKER_TRY(auto loaded, Model::load_cpu(model, image, cpu_options(config), clock));
   return LoadedModel{std::move(loaded), config.sequence_memory.of(machine_memory())};

@@ -64,7 +64,7 @@ Result<void> CudaModel::load_all(const WeightsImage& image) {
 
 Result<void> CudaModel::open_device() {
   std::uint32_t devices = 0;
-  STOKER_DEVICE("looking for GPUs", api_.count(&devices));
+  if (const device::Status bad = api_.count(&devices); bad != nullptr) return fail(Errc::missing, bad);
   if (options_.device >= devices)
     return fail(Errc::missing, "there is no GPU " + std::to_string(options_.device) +
                                    ", the driver knows of " + std::to_string(devices) +
