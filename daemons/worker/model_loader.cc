@@ -55,7 +55,12 @@ Result<LoadedModel> load_model(const Config& config, const ModelConfig& model, c
                                Pool& pool, const Clock& clock) {
   if (config.device != "cpu") {
     auto loaded = load_cuda(config, model, image, pool, clock);
-    if (loaded || config.device != "auto") return loaded;
+    if (!loaded && config.device != "auto") {
+      Error error = std::move(loaded).error();
+      if (error.code == Errc::missing) error.code = Errc::io;  // a device, not a file of the model
+      return tl::unexpected<Error>(std::move(error));
+    }
+    if (loaded) return loaded;
     // That there is none is no reason for a warning; that one does not work is.
     const std::string text = "no GPU is used (" + loaded.error().text() + "); computing on the CPU";
     loaded.error().code == Errc::missing ? log_info(text) : log_warn(text);
