@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
-# Runs on the machine with the GPU, inside the bundle of tests/gpu/bundle.sh: checks first, figures after. Less than ten
-# minutes. Everything it says goes to $OUT (default: ./out) as well; the exit code is that of the checks.
+# Runs on the machine with the GPU, inside the bundle of tests/gpu/bundle.sh. Each part takes less than ten minutes:
+#   check.sh checks     kernels and goldens on the device, the worker as a process, compute-sanitizer
+#   check.sh kernels    what each kernel reaches: bytes, GB/s, percent of the device's copy bandwidth
+#   check.sh decode     a synthetic model of the real shapes with an 8 GiB card's budget
+# Without a word all three. What they say is kept in $OUT (default: ./out); the exit code is that of the checks.
 set -uo pipefail
 cd "$(dirname "$0")" || exit 1
 out=${OUT:-$PWD/out}
@@ -20,26 +23,41 @@ part() {
   return "$rc"
 }
 
-nvidia-smi > "$out/nvidia-smi.txt" 2>&1 || true
-part kernels 120 ./cuda_kernels_test || failed=1
-part goldens 150 ./golden_cuda_test || failed=1
-if command -v compute-sanitizer > /dev/null; then
-  part memcheck 90 compute-sanitizer --tool memcheck --error-exitcode 9 --target-processes all ./cuda_kernels_test || failed=1
-  part racecheck 90 compute-sanitizer --tool racecheck --error-exitcode 9 --target-processes all ./cuda_kernels_test || failed=1
-else
-  echo "== memcheck, racecheck: skipped, no compute-sanitizer on this machine"
-fi
-part device-bench 120 ./device_bench || failed=1
+checks() {
+  nvidia-smi > "$out/nvidia-smi.txt" 2>&1 || true
+  part doctor 30 ./stoker doctor
+  part kernel-tests 100 ./cuda_kernels_test || failed=1
+  part goldens 120 ./golden_cuda_test || failed=1
+  part worker 120 python3 gpu_worker.py --bin . || failed=1
+  if command -v compute-sanitizer > /dev/null; then
+    for tool in memcheck racecheck; do
+      part "$tool" 100 compute-sanitizer --tool "$tool" --error-exitcode 9 --target-processes all \
+        ./cuda_kernels_test || failed=1
+    done
+  else
+    echo "== memcheck, racecheck: skipped, no compute-sanitizer on this machine"
+  fi
+}
 
-# Decode with an 8 GiB card's budget. Layers as the machine's memory allows; planted routing.
-model=${STOKER_MODEL:-/tmp/stoker-gpu-model}
-[ -d "$model" ] || part synth 120 ./stoker synth --out "$model" --preset bench || failed=1
-for row in "pool-third --pool-slots 2048" "pool-all --pool-slots 6144"; do
-  # shellcheck disable=SC2086  # the words of a row
-  set -- $row
-  name=$1
-  shift
-  part "decode-$name" 120 ./stoker bench "$model" --device cuda --vram 8GiB "$@" -p 0 -n 128 -r 3 || failed=1
+kernels() { part device-bench 300 ./device_bench || failed=1; }
+
+# As many layers as disk and memory hold: the 12 of the bench preset are 20 GB.
+decode() {
+  local model=${STOKER_MODEL:-/tmp/stoker-gpu-model} common=(--device cuda -p 0 -n 128 -r 3 --state warm)
+  [ -d "$model" ] || part synth 150 ./stoker synth --out "$model" --preset bench || failed=1
+  part decode-pool-third 140 ./stoker bench "$model" "${common[@]}" --vram 8GiB --pool-slots 2048 || failed=1
+  part decode-pool-all 140 ./stoker bench "$model" "${common[@]}" --vram 8GiB --pool-slots 6144 || failed=1
+  part decode-vram 140 ./stoker bench "$model" "${common[@]}" --pool-slots 6144 || failed=1
+}
+
+[ $# -gt 0 ] || set -- checks kernels decode
+for word in "$@"; do
+  case $word in
+    checks | kernels | decode) "$word" ;;
+    *)
+      sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0" >&2
+      exit 2
+      ;;
+  esac
 done
-part decode-vram 120 ./stoker bench "$model" --device cuda --pool-slots 6144 -p 0 -n 128 -r 3 || failed=1
 exit "$failed"
