@@ -53,7 +53,9 @@ decode() {
 [ $# -gt 0 ] || set -- checks kernels decode
 for word in "$@"; do
   case $word in
-    checks | kernels | decode) "$word" ;;
+    checks) checks ;;
+    kernels) kernels ;;
+    decode) decode ;;
     *)
       sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0" >&2
       exit 2
