@@ -67,6 +67,8 @@ std::string DeviceMemory::reserve(std::uint64_t total_bytes) {
     return "cannot reserve " + std::to_string(reserved_bytes_) + " bytes of addresses (" +
            std::strerror(errno) + "); set STOKER_EMULATED_VRAM to less";
   }
+  // protect() walks the page table each time the host looks at the device.
+  (void)::madvise(at, reserved_bytes_, MADV_HUGEPAGE);
   begin_ = touched_end_ = static_cast<std::byte*>(at);
   return {};
 }
