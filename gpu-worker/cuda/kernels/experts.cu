@@ -13,7 +13,8 @@ constexpr unsigned kFewPairs = 16;    ///< most pairs of an expert for the kerne
 constexpr unsigned kTilesAtOnce = 4;  ///< tiles of pairs of one expert with a block of their own
 constexpr unsigned kAnyPairs = 4;     ///< pairs at a time where nothing else fits
 
-/// Of a multiprocessor, for the kernels that decoding uses: with one pair their loads need the registers.
+/// Blocks of the kernels for few pairs that must fit into a multiprocessor: bounds the registers, of which
+/// nvcc would take more than 128 to hoist loads.
 template <int kMost>
 constexpr int kBlocksAtOnce = kMost == 1 ? 4 : 3;
 
