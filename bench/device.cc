@@ -178,7 +178,6 @@ Result<void> Bench::experts(std::uint32_t n) {
   const std::size_t pairs = std::size_t{n} * s_.experts_per_token;
   STOKER_TRY(auto* h, make<float>(std::size_t{n} * s_.hidden));
   STOKER_TRY(auto* gate, make<float>(pairs * s_.inner));
-  STOKER_TRY(auto* up, make<float>(pairs * s_.inner));
   STOKER_TRY(auto* out, make<float>(pairs * s_.hidden));
   STOKER_TRY(auto* list, make<device::Expert>(std::size_t{count} * copies));
   STOKER_TRY(auto* pair_list, make<std::uint32_t>(pairs));
@@ -207,7 +206,6 @@ Result<void> Bench::experts(std::uint32_t n) {
                                      .code = device::Code::f8_e4m3,
                                      .h = h,
                                      .gate = gate,
-                                     .up = up,
                                      .out = out},
                                     stream_.get());
               });

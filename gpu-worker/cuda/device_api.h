@@ -182,8 +182,7 @@ struct Experts {
   Code code;
   const float* h;  ///< [row][hidden]
   float* gate;     ///< workspace, [end of pairs][inner]
-  float* up;
-  float* out;  ///< [row][k][hidden]
+  float* out;      ///< [row][k][hidden]
 };
 
 /// x += sum over ranks of weight * expert output, in rank order, then sigmoid(shared_gate) * shared.

@@ -128,7 +128,6 @@ Result<void> CudaModel::make_workspace() {
       {&topk_, n * k},
       {&ahead_scores_, n * lookahead},
       {&gate_, n * k * config_.moe_intermediate},
-      {&up_, n * k * config_.moe_intermediate},
       {&expert_out_, n * k * hidden},
       {&shared_gate_, n * config_.shared_intermediate},
       {&shared_up_, n * config_.shared_intermediate},

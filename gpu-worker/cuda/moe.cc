@@ -184,7 +184,6 @@ Result<void> CudaModel::launch_experts(std::uint32_t first, std::uint32_t count)
                                      .code = code_of(host_.expert_dtype),
                                      .h = h_.data(),
                                      .gate = gate_.data(),
-                                     .up = up_.data(),
                                      .out = expert_out_.data()},
                                     compute_.get()),
                        "experts");

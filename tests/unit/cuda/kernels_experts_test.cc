@@ -54,14 +54,13 @@ struct Batch {
       first += count;
     }
     float* gate = gpu.alloc<float>(std::size_t{total} * layer.inner);
-    float* up = gpu.alloc<float>(std::size_t{total} * layer.inner);
     const std::size_t out_floats = pairs.size() * layer.hidden;
     float* out = gpu.alloc<float>(out_floats);
-    Gpu::must(gpu.api().experts(
-        {gpu.put(table), gpu.put(pairs), static_cast<std::uint32_t>(counts.size()),
-         *std::max_element(counts.begin(), counts.end()), k, layer.hidden, layer.inner, layer.block_rows,
-         layer.block_cols, experts[0].gate.code(), gpu.put(h), gate, up, out},
-        gpu.stream()));
+    Gpu::must(
+        gpu.api().experts({gpu.put(table), gpu.put(pairs), static_cast<std::uint32_t>(counts.size()),
+                           *std::max_element(counts.begin(), counts.end()), k, layer.hidden, layer.inner,
+                           layer.block_rows, layer.block_cols, experts[0].gate.code(), gpu.put(h), gate, out},
+                          gpu.stream()));
     const auto got = gpu.get(out, out_floats);
     for (const Kernels* kernels : cpu_tables())
       check_bits(got, on_cpu(*kernels, experts, pairs, h, out_floats));
