@@ -12,17 +12,7 @@ namespace stoker {
 Result<StepStats> CpuModel::step(std::span<const Segment> segments, Access access, ExpertSource& source,
                                  RoutingObserver* observer, std::span<SegmentResult> results) {
   const Duration start = clock_.now();
-  Step step{.segments = segments,
-            .results = results,
-            .access = access,
-            .source = &source,
-            .observer = observer,
-            .timed = observer != nullptr && observer->wants_timing(),
-            .began = start,
-            .timing = {},
-            .stats = {},
-            .rows = {},
-            .first_row = {}};
+  Step step = begin_step(segments, access, source, observer, results, start);
   rows_.lay_out(step, config_.vocab_size);
   grow_sequences(step);
   step.announce(options_.lookahead);

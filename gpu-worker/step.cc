@@ -6,6 +6,19 @@
 
 namespace stoker {
 
+Step begin_step(std::span<const Segment> segments, Access access, ExpertSource& source,
+                RoutingObserver* observer, std::span<SegmentResult> results, Duration now) {
+  Step step{};
+  step.segments = segments;
+  step.results = results;
+  step.access = access;
+  step.source = &source;
+  step.observer = observer;
+  step.timed = observer != nullptr && observer->wants_timing();
+  step.began = now;
+  return step;
+}
+
 void Step::fail(std::uint32_t segment, Error error) {
   if (!results[segment].error) results[segment].error = std::move(error);
 }

@@ -49,6 +49,10 @@ struct Step {
   void hand_out(const float* logits, std::size_t vocab) const;
 };
 
+/// As Model::step() was called; without rows yet.
+Step begin_step(std::span<const Segment> segments, Access access, ExpertSource& source,
+                RoutingObserver* observer, std::span<SegmentResult> results, Duration now);
+
 /// For a segment whose activations are not finite, wherever that began.
 Error not_finite_error();
 

@@ -27,76 +27,41 @@ inline Result<void> device_result(device::Status status, const char* what) {
       return ::stoker::fail(::stoker::Errc::io, std::string(what) + ": " + stoker_bad);   \
   } while (false)
 
-/// `size` elements of device memory, not cleared. Moves, does not copy; the module must outlive it.
-template <class T>
-class DeviceArray {
+/// `size` elements that Alloc made and Free takes back, not cleared. Moves, does not copy; the module must
+/// outlive it.
+template <class T, device::Status (*device::Api::*Alloc)(std::uint64_t, void**),
+          void (*device::Api::*Free)(void*)>
+class ModuleArray {
  public:
-  DeviceArray() = default;
-  static Result<DeviceArray> make(const device::Api& api, std::size_t size) {
-    DeviceArray a;
+  ModuleArray() = default;
+  static Result<ModuleArray> make(const device::Api& api, std::size_t size) {
+    ModuleArray a;
     void* p = nullptr;
-    if (const device::Status bad = api.alloc(std::max<std::size_t>(size, 1) * sizeof(T), &p); bad != nullptr)
-      return fail(Errc::no_memory, std::to_string(size * sizeof(T)) + " bytes of device memory: " + bad +
-                                       "; give a smaller --vram, or free the card");
+    const device::Status bad = (api.*Alloc)(std::max<std::size_t>(size, 1) * sizeof(T), &p);
+    if (bad != nullptr)
+      return fail(Errc::no_memory, std::to_string(size * sizeof(T)) + " bytes for the GPU: " + bad +
+                                       "; give a smaller --vram, or free memory");
     a.api_ = &api;
     a.data_ = static_cast<T*>(p);
     a.size_ = size;
     return a;
   }
-  DeviceArray(DeviceArray&& other) noexcept { swap(other); }
-  DeviceArray& operator=(DeviceArray&& other) noexcept {
+  ModuleArray(ModuleArray&& other) noexcept { swap(other); }
+  ModuleArray& operator=(ModuleArray&& other) noexcept {
     swap(other);
     return *this;
   }
-  ~DeviceArray() {
-    if (data_ != nullptr) api_->free(data_);
+  ~ModuleArray() {
+    if (data_ != nullptr) (api_->*Free)(data_);
   }
   [[nodiscard]] T* data() const { return data_; }
   [[nodiscard]] std::size_t size() const { return size_; }
   [[nodiscard]] std::uint64_t bytes() const { return size_ * sizeof(T); }
-
- private:
-  void swap(DeviceArray& other) {
-    std::swap(api_, other.api_);
-    std::swap(data_, other.data_);
-    std::swap(size_, other.size_);
-  }
-  const device::Api* api_ = nullptr;
-  T* data_ = nullptr;
-  std::size_t size_ = 0;
-};
-
-/// Pinned host memory: the only kind that the device copies to and from while the host goes on.
-template <class T>
-class PinnedArray {
- public:
-  PinnedArray() = default;
-  static Result<PinnedArray> make(const device::Api& api, std::size_t size) {
-    PinnedArray a;
-    void* p = nullptr;
-    if (const device::Status bad = api.alloc_host(std::max<std::size_t>(size, 1) * sizeof(T), &p);
-        bad != nullptr)
-      return fail(Errc::no_memory, std::to_string(size * sizeof(T)) + " bytes of pinned memory: " + bad);
-    a.api_ = &api;
-    a.data_ = static_cast<T*>(p);
-    a.size_ = size;
-    return a;
-  }
-  PinnedArray(PinnedArray&& other) noexcept { swap(other); }
-  PinnedArray& operator=(PinnedArray&& other) noexcept {
-    swap(other);
-    return *this;
-  }
-  ~PinnedArray() {
-    if (data_ != nullptr) api_->free_host(data_);
-  }
-  [[nodiscard]] T* data() const { return data_; }
-  [[nodiscard]] std::size_t size() const { return size_; }
-  [[nodiscard]] std::uint64_t bytes() const { return size_ * sizeof(T); }
+  /// For the host's: it cannot follow a device pointer.
   T& operator[](std::size_t i) const { return data_[i]; }
 
  private:
-  void swap(PinnedArray& other) {
+  void swap(ModuleArray& other) {
     std::swap(api_, other.api_);
     std::swap(data_, other.data_);
     std::swap(size_, other.size_);
@@ -105,6 +70,12 @@ class PinnedArray {
   T* data_ = nullptr;
   std::size_t size_ = 0;
 };
+
+template <class T>
+using DeviceArray = ModuleArray<T, &device::Api::alloc, &device::Api::free>;
+/// Pinned host memory: the only kind that the device copies to and from while the host goes on.
+template <class T>
+using PinnedArray = ModuleArray<T, &device::Api::alloc_host, &device::Api::free_host>;
 
 /// A stream, event or graph that is freed with its owner.
 template <class T, void (*device::Api::*Free)(T*)>

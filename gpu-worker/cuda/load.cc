@@ -6,7 +6,6 @@
 
 #include "gpu-worker/cpu/rope.h"
 #include "gpu-worker/cuda/model.h"
-#include "shm/base/check.h"
 
 namespace stoker {
 namespace {
@@ -15,7 +14,6 @@ namespace {
 constexpr std::uint64_t kMargin = 600ULL << 20;
 /// Attention splits steps into groups of rows that fit.
 constexpr std::uint64_t kAttentionFloats = 8ULL << 20;
-constexpr std::uint32_t kLogitRows = 16;
 constexpr std::uint64_t kPinChunk = 1ULL << 30;
 
 std::string mib(std::uint64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }

@@ -30,6 +30,9 @@
 
 namespace stoker {
 
+/// Rows of logits that go up at once.
+inline constexpr std::uint32_t kLogitRows = 16;
+
 struct CudaOptions {
   std::string kind = "cuda";  ///< which module: "cuda", or "emulation" in tests
   std::string module_path;    ///< "" = beside the program

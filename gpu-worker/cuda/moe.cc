@@ -224,8 +224,9 @@ Result<void> CudaModel::run_cpu(Step& step) {
                     api_.to_device(expert_out_.data() + at, cpu_out_.data() + at, hidden * sizeof(float),
                                    compute_.get()));
     }
-    step.source->release(leased);
   }
+  // Only now: an error above leaves all of them to abandon().
+  for (const LeasedExpert& leased : cpu_ready_) step.source->release(leased);
   cpu_ready_.clear();
   cpu_pairs_ = 0;
   return {};

@@ -11,9 +11,6 @@
 namespace stoker {
 namespace {
 
-/// Rows of logits that go up at once.
-constexpr std::uint32_t kLogitRows = 16;
-
 std::uint32_t longest_of(const Step& step) {
   std::uint32_t longest = 1;
   for (const Row& row : step.rows) longest = std::max(longest, row.position + 1);
@@ -26,17 +23,7 @@ Result<StepStats> CudaModel::step(std::span<const Segment> segments, Access acce
                                   RoutingObserver* observer, std::span<SegmentResult> results) {
   const Duration start = clock_.now();
   STOKER_DEVICE("binding the thread to the device", api_.bind_thread());
-  Step step{.segments = segments,
-            .results = results,
-            .access = access,
-            .source = &source,
-            .observer = observer,
-            .timed = observer != nullptr && observer->wants_timing(),
-            .began = start,
-            .timing = {},
-            .stats = {},
-            .rows = {},
-            .first_row = {}};
+  Step step = begin_step(segments, access, source, observer, results, start);
   STOKER_CHECK(segments.size() <= options_.sequences);
   rows_.lay_out(step, config_.vocab_size);
   grow_sequences(step);
