@@ -2,8 +2,14 @@
 // kernel, with the real demand table, eventfd, loader and io_uring engine in two threads. "asleep": the
 // loader waits in the kernel and must be woken, 3 ms after the last demand, which the demanding thread spent
 // computing (as a worker does) or sleeping too; "reads under way": with those of four demands of 0.3 ms ago.
+//
+// Each row three times: with the loader on the demanding thread's CPU, on another, and where the kernel puts
+// it. Beside them the yardstick: what it takes to wake a thread by eventfd on that CPU, and nothing else.
 //   bench_demand MODEL_DIR [ROUNDS]      goal: below 10 us at the median
+#include <sched.h>
 #include <stdlib.h>  // NOLINT(modernize-deprecated-headers): mkdtemp
+#include <sys/eventfd.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -19,6 +25,7 @@
 #include "io-worker/engine.h"
 #include "io-worker/loader.h"
 #include "shm/attach.h"
+#include "shm/base/unique_fd.h"
 #include "shm/lease.h"
 #include "shm/run_directory.h"
 
@@ -33,6 +40,59 @@ T take(Result<T> result) {
   if (result) return *std::move(result);
   std::fprintf(stderr, "bench_demand: %s\n", result.error().text().c_str());
   std::exit(1);
+}
+
+/// The CPUs this program may use, in order.
+std::vector<int> allowed_cpus() {
+  cpu_set_t set;
+  std::vector<int> cpus;
+  if (::sched_getaffinity(0, sizeof set, &set) != 0) std::exit(1);
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu)
+    if (CPU_ISSET(static_cast<std::size_t>(cpu), &set)) cpus.push_back(cpu);
+  return cpus;
+}
+
+/// The calling thread runs on these from now on.
+void run_on(const std::vector<int>& cpus) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  for (const int cpu : cpus) CPU_SET(static_cast<std::size_t>(cpu), &set);
+  if (::sched_setaffinity(0, sizeof set, &set) != 0) std::exit(1);
+}
+
+/// As a worker does between two demands, or not at all.
+void pass_time(Duration span, bool computing, const Clock& clock) {
+  if (!computing) return std::this_thread::sleep_for(span);
+  for (const Duration until = clock.now() + span; clock.now() < until;) {
+  }
+}
+
+constexpr Duration kAsleepAfter = std::chrono::milliseconds(3);
+
+/// Microseconds from write() to the return of the read() of a thread that slept on `cpus`.
+std::vector<double> wake_only(int rounds, bool computing, const std::vector<int>& cpus) {
+  const SteadyClock clock;
+  const UniqueFd bell(::eventfd(0, EFD_CLOEXEC)), answer(::eventfd(0, EFD_CLOEXEC));
+  std::atomic<std::int64_t> woken{0};
+  std::uint64_t value = 1;
+  std::thread sleeper([&] {
+    run_on(cpus);
+    std::uint64_t count = 0;
+    for (int i = 0; i<rounds&& ::read(bell.get(), &count, sizeof count)> 0; ++i) {
+      woken = clock.now().count();
+      if (::write(answer.get(), &count, sizeof count) < 0) return;
+    }
+  });
+  std::vector<double> us;
+  for (int i = 0; i < rounds; ++i) {
+    pass_time(kAsleepAfter, computing, clock);
+    const Duration start = clock.now();
+    if (::write(bell.get(), &value, sizeof value) < 0 || ::read(answer.get(), &value, sizeof value) < 0)
+      std::exit(1);
+    us.push_back(std::chrono::duration<double, std::micro>(Duration{woken} - start).count());
+  }
+  sleeper.join();
+  return us;
 }
 
 /// The real engine; remembers when the first read after arm() went to it.
@@ -63,19 +123,21 @@ class StampedEngine final : public IoEngine {
   std::atomic<std::uint64_t> submitted_{0};  ///< reads; an expert takes one or two
 };
 
-void report(const char* name, std::vector<double> us) {
+void report(const char* where, const char* name, std::vector<double> us) {
   std::sort(us.begin(), us.end());
   const auto at = [&](double q) {
-    return us[static_cast<std::size_t>(q * static_cast<double>(us.size() - 1))];
+    return us.empty() ? 0.0 : us[static_cast<std::size_t>(q * static_cast<double>(us.size() - 1))];
   };
-  std::printf("| %s | %.1f | %.1f | %.1f | %.1f | %zu |\n", name, at(0), at(0.5), at(0.9), at(0.99),
-              us.size());
+  std::printf("| %s | %s | %.1f | %.1f | %.1f | %.1f | %zu |\n", where, name, at(0), at(0.5), at(0.9),
+              at(0.99), us.size());
 }
 
 class Bench {
  public:
-  explicit Bench(const std::string& model)
-      : checkpoint_(take(Checkpoint::open(model))),
+  /// The loader's thread runs on `cpus`.
+  Bench(const std::string& model, std::vector<int> cpus)
+      : cpus_(std::move(cpus)),
+        checkpoint_(take(Checkpoint::open(model))),
         plan_(take(ExpertPlan::make(checkpoint_))),
         pool_(take(Pool::create_or_adopt(spec()))) {
     std::vector<std::string> paths;
@@ -109,13 +171,7 @@ class Bench {
     std::vector<DemandTicket> others;
     for (int i = 0; i < rounds; ++i) {
       for (std::uint32_t b = 0; b < busy; ++b) others.push_back(demand());
-      const auto after = busy == 0 ? std::chrono::microseconds(3000) : std::chrono::microseconds(300);
-      if (computing) {
-        for (const Duration until = clock_.now() + after; clock_.now() < until;) {
-        }
-      } else {
-        std::this_thread::sleep_for(after);
-      }
+      pass_time(busy == 0 ? kAsleepAfter : kAsleepAfter / 10, computing, clock_);
       if (engine_->submitted() < posted_) {  // on a busy machine: the stamp would be another demand's
         for (const DemandTicket other : others) finish(other);
         others.clear();
@@ -165,6 +221,7 @@ class Bench {
     if (leases_->release(result.slot)) client_->ring_doorbell();
   }
   void serve() {
+    run_on(cpus_);
     auto engine = take(make_uring_engine(files_, {.depth = 256, .doorbell_fd = server_->doorbell_fd()}));
     engine_ = std::make_unique<StampedEngine>(std::move(engine), clock_);
     Loader loader(pool_, plan_, checkpoint_.files(), *engine_, clock_,
@@ -177,6 +234,7 @@ class Bench {
     loader.drain();
   }
 
+  std::vector<int> cpus_;
   Checkpoint checkpoint_;
   ExpertPlan plan_;
   std::string name_ = "stoker-bench-demand." + std::to_string(::getpid());
@@ -203,10 +261,21 @@ int main(int argc, char** argv) {
     return 2;
   }
   const int rounds = argc > 2 ? std::atoi(argv[2]) : 500;
-  Bench bench(argv[1]);
-  std::printf("| loader | min us | median us | p90 us | p99 us | demands |\n|---|---|---|---|---|---|\n");
-  report("asleep, the worker computing", bench.run(rounds, 0, true));
-  report("asleep, the worker too", bench.run(rounds, 0, false));
-  report("4 reads under way, the worker computing", bench.run(rounds, 4, true));
-  report("4 reads under way, the worker asleep", bench.run(rounds, 4, false));
+  const std::vector<int> all = allowed_cpus();
+  std::printf(
+      "| loader's CPU | loader | min us | median us | p90 us | p99 us | demands "
+      "|\n|---|---|---|---|---|---|---|\n");
+  const auto rows = [&](const char* where, const std::vector<int>& cpus) {
+    Bench bench(argv[1], cpus);
+    report(where, "asleep, the worker computing", bench.run(rounds, 0, true));
+    report(where, "(a thread woken, nothing else)", wake_only(rounds, true, cpus));
+    report(where, "asleep, the worker too", bench.run(rounds, 0, false));
+    report(where, "(a thread woken, nothing else)", wake_only(rounds, false, cpus));
+    report(where, "4 reads under way, the worker computing", bench.run(rounds, 4, true));
+    report(where, "4 reads under way, the worker asleep", bench.run(rounds, 4, false));
+  };
+  rows("any", all);
+  run_on({all.front()});
+  rows("the worker's", {all.front()});
+  if (all.size() > 1) rows("another", {all.back()});
 }
