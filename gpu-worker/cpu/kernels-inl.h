@@ -47,6 +47,26 @@ STOKER_INLINE void load_four(const std::byte* p, V (&out)[4]) {
   }
 }
 
+/// The same, but on CPUs that are slower with NaN codes these become +-480: mark_nan_rows() has to follow.
+template <class W>
+STOKER_INLINE void load_four_finite(const std::byte* p, V (&out)[4]) {
+#if defined(STOKER_F8_NAN_APART)
+  if constexpr (W::scaled) return v_load_f8x4_finite(p, out);
+#endif
+  load_four<W>(p, out);
+}
+/// R rows of `cols` weights, which are in L1 by now: a row with a NaN code has no other sum.
+template <class W, std::size_t R>
+STOKER_INLINE void mark_nan_rows([[maybe_unused]] const std::byte* rows, [[maybe_unused]] std::size_t cols,
+                                 [[maybe_unused]] V (&acc)[R]) {
+#if defined(STOKER_F8_NAN_APART)
+  if constexpr (W::scaled) {
+    for (std::size_t r = 0; r < R; ++r)
+      if (has_nan_code(rows + r * cols, cols)) acc[r] = v_set(std::numeric_limits<float>::quiet_NaN());
+  }
+#endif
+}
+
 template <class W>
 STOKER_INLINE V load_tail(const std::byte* p, std::size_t n) {
   std::byte padded[16 * W::bytes] = {};
@@ -113,7 +133,7 @@ STOKER_INLINE void vector_rows(const Matrix& m, std::uint32_t row, const float* 
       for (std::size_t r = 0; r < R; ++r) {
         for (std::size_t line = 0; line < W::bytes; ++line) STOKER_PREFETCH(ahead + r * stride + 64 * line);
         V weights[4];
-        load_four<W>(p + r * stride, weights);
+        load_four_finite<W>(p + r * stride, weights);
         for (std::size_t j = 0; j < 4; ++j) {
           if constexpr (W::scaled) weights[j] = v_mul(weights[j], scale[r]);
           acc[r] = v_fma(weights[j], v_load(x + 16 * j), acc[r]);
@@ -121,6 +141,7 @@ STOKER_INLINE void vector_rows(const Matrix& m, std::uint32_t row, const float* 
       }
     }
   }
+  mark_nan_rows<W, R>(m.data + row * stride, m.cols, acc);
 }
 
 /// R rows of W from `row`, N rows of x. `w` points to the rows; scales are looked up by row.
@@ -543,6 +564,7 @@ const Kernels* table() {
       attention_values,  has_non_finite};
   return &kTable;
 }
+#undef STOKER_F8_NAN_APART
 #undef STOKER_MAP
 #undef STOKER_INLINE
 #undef STOKER_PREFETCH

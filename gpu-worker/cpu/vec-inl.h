@@ -264,24 +264,51 @@ HWY_INLINE V v_load_f8(const std::byte* p) {
 
 inline constexpr float kF8Fold = 256.0F;
 /// Bytes -> fp16 bits ((c & 0x80) << 8 | (c & 0x7F) << 7), whose value is the code's divided by 256, exact
-/// for subnormals too (model.md 4.1). NaN codes have payload 0x3F80 there and get the bits of an fp16 NaN.
+/// for subnormals too (model.md 4.1). NaN codes have payload 0x3F80 there and get the bits of an fp16 NaN,
+/// if `kNan`; otherwise they come out as +-480.
+template <bool kNan, class D>
+HWY_INLINE hn::Vec<D> f8_halves(D d16, const std::byte* p) {
+  const hn::Rebind<std::int8_t, D> d8;
+  const auto wide =
+      hn::ShiftLeft<7>(hn::PromoteTo(d16, hn::LoadU(d8, reinterpret_cast<const std::int8_t*>(p))));
+  const auto half = hn::And(wide, hn::Set(d16, static_cast<std::int16_t>(0xBFFF)));
+  if constexpr (!kNan) return half;
+  const auto payload = hn::Set(d16, 0x3F80);
+  return hn::Or(half, hn::VecFromMask(d16, hn::Eq(hn::And(wide, payload), payload)));
+}
 HWY_INLINE V v_load_f8(const std::byte* p) {
-  const hn::Rebind<std::int8_t, DF> d8;
   const hn::Rebind<std::int16_t, DF> d16;
   const hn::Rebind<hwy::float16_t, DF> dh;
-  const auto* codes = reinterpret_cast<const std::int8_t*>(p);
   V r;
-  STOKER_EACH {
-    const auto wide = hn::ShiftLeft<7>(hn::PromoteTo(d16, hn::LoadU(d8, codes + i * kLanes)));
-    const auto payload = hn::Set(d16, 0x3F80);
-    const auto nan = hn::VecFromMask(d16, hn::Eq(hn::And(wide, payload), payload));
-    const auto half = hn::Or(hn::And(wide, hn::Set(d16, static_cast<std::int16_t>(0xBFFF))), nan);
-    r.p[i] = hn::PromoteTo(DF(), hn::BitCast(dh, half));
-  }
+  STOKER_EACH r.p[i] = hn::PromoteTo(DF(), hn::BitCast(dh, f8_halves<true>(d16, p + i * kLanes)));
   return r;
 }
-HWY_INLINE void v_load_f8x4(const std::byte* p, V (&out)[4]) {
-  for (int j = 0; j < 4; ++j) out[j] = v_load_f8(p + 16 * j);
+/// Whole registers of halves, each of which makes two of floats: half as many instructions as v_load_f8.
+template <bool kNan>
+HWY_INLINE void f8_floats(const std::byte* p, V (&out)[4]) {
+  const hn::Repartition<std::int16_t, DF> d16;
+  const hn::Repartition<hwy::float16_t, DF> dh;
+  const hn::Half<decltype(dh)> one;
+  for (int i = 0; i < 4 * kParts; i += 2) {
+    const auto halves = hn::BitCast(dh, f8_halves<kNan>(d16, p + i * kLanes));
+    out[i / kParts].p[i % kParts] = hn::PromoteTo(DF(), hn::LowerHalf(one, halves));
+    out[(i + 1) / kParts].p[(i + 1) % kParts] = hn::PromoteTo(DF(), hn::UpperHalf(one, halves));
+  }
+}
+HWY_INLINE void v_load_f8x4(const std::byte* p, V (&out)[4]) { f8_floats<true>(p, out); }
+
+#define STOKER_F8_NAN_APART
+/// For codes that has_nan_code() looks at too: of six instructions per 16 codes three were for NaN.
+HWY_INLINE void v_load_f8x4_finite(const std::byte* p, V (&out)[4]) { f8_floats<false>(p, out); }
+/// Among n codes, a multiple of 64. 0x7F is the largest magnitude there is.
+HWY_INLINE bool has_nan_code(const std::byte* p, std::size_t n) {
+  const hn::Repartition<std::uint8_t, DF> d8;
+  const auto magnitude = hn::Set(d8, 0x7F);
+  auto largest = hn::Zero(d8);
+  for (std::size_t i = 0; i < n; i += hn::Lanes(d8))
+    largest =
+        hn::Max(largest, hn::And(hn::LoadU(d8, reinterpret_cast<const std::uint8_t*>(p + i)), magnitude));
+  return !hn::AllFalse(d8, hn::Eq(largest, magnitude));
 }
 
 #endif

@@ -4,12 +4,14 @@
 On the emulated device; with STOKER_TEST_DEVICE=cuda on a real one. Logits are compared byte for byte.
 """
 
+import json
 import os
 import random
 import sys
 import time
 
 import harness
+from cli_rig import Rig
 from harness import Stack, expect
 
 TOKENS = 24
@@ -32,6 +34,32 @@ def kill_in_mid_decode(stack, prompt):
     _, err = client.communicate(timeout=60)
     expect(client.returncode != 0, "a client whose worker was killed says that all is well")
     expect(err.decode().strip() != "", "a client whose worker was killed says nothing")
+
+
+def check_lanes(worker, lane):
+    """Every expert that VRAM does not hold goes through one of the lanes, and the worker knows their rates."""
+    copied, on_cpu = worker["experts_copied"], worker["experts_on_cpu_lane"]
+    expect(copied + on_cpu > 0, "no expert went through a lane")
+    expect(lane == "auto" or (copied == 0) == (lane == "cpu") or lane == "cpu", f"--expert-lane {lane}: {copied} copied")
+    expect(lane != "gpu" or on_cpu == 0, f"--expert-lane gpu: {on_cpu} experts on the CPU")
+    for rate in ("vram", "copy") + (() if lane == "gpu" else ("cpu_lane",)):
+        expect(worker[rate + "_bytes_per_second"] > 0, f"the worker did not measure its {rate} bandwidth")
+
+
+def bench(args, work, model, device):
+    """`stoker bench` on a GPU: tiers and lanes add up, and each resource has its share of the limit."""
+    done = Rig(args.bin, work).run("bench", model, "--device", device, "--vram", "1GiB", "--pool-slots", 64, "-p", 0, "-n", 8,
+                                   "-r", 1, "--warm-up", 8, "--state", "warm", "--raw-seconds", 0.02, "-o", "jsonl",
+                                   timeout=300)
+    expect(done.code == 0, f"bench ended with {done.code}: {done.err}")
+    row = json.loads(done.out)
+    size, uses = row["expert_bytes"], row["layers"] * row["experts_per_token"]
+    served = sum(row["bytes_per_token"][tier]["mean"] for tier in ("vram", "pcie", "cpu_lane")) / size
+    expect(abs(served - uses) < 1e-6, f"{served} experts per token went through VRAM and the lanes, {uses} were used")
+    shares = [row["limit"]["percent_of_" + name]["mean"] for name in ("disk", "memory", "pcie", "cpu_lane")]
+    expect(abs(max(shares) - row["limit"]["percent"]["mean"]) < 1e-6 and max(shares) > 0, f"limit of {shares}")
+    expect(row["raw_pcie_bytes_per_second"]["mean"] > 0, "no bandwidth of copies")
+    print(f"bench: limit by {row['limit']['by']}, shares of disk, memory, PCIe, CPU lane: {shares}", flush=True)
 
 
 def two_workers(args, work, model, device, prompt, want):
@@ -75,7 +103,8 @@ def test(args, work):
         reference.stop()
 
     for lane in ("auto", "gpu", "cpu"):
-        gpu = stack("--device", device, "--vram", "1GiB", "--expert-lane", lane).start_all()
+        ahead = ["--copy-ahead"] if lane == "auto" else []
+        gpu = stack("--device", device, "--vram", "1GiB", "--expert-lane", lane, *ahead).start_all()
         try:
             backend = gpu.status()["worker"]["backend"]
             expect(backend.startswith(device), f"the backend is {backend}")
@@ -84,6 +113,7 @@ def test(args, work):
             # auto: how many depends on the machine's rates
             expect(lane == "auto" or (vram > 0) == (lane == "gpu"), f"--expert-lane {lane}: {vram} experts came from VRAM")
             expect(got == want, f"--expert-lane {lane}: logits differ from the CPU's")
+            check_lanes(gpu.status()["worker"], lane)
             print(f"same bits, --expert-lane {lane}: {backend}", flush=True)
             if lane == "auto":
                 kill_in_mid_decode(gpu, prompt)
@@ -101,6 +131,7 @@ def test(args, work):
             gpu.stop()
 
     two_workers(args, work, model, device, prompt, want)
+    bench(args, work, model, device)
 
     refused = stack("--device", device, "--vram", "1MiB")
     refused.start("loader")

@@ -306,16 +306,24 @@ TEST_CASE("matmul: scatter puts row r into column scatter[r]") {
 
 TEST_CASE("a NaN code poisons its output row, alone and in a batch, and no other row") {
   std::mt19937 random(13);
-  Case c(random, {10, 64, 128, 128}, DType::f8_e4m3);
-  for (const std::uint8_t nan : {std::uint8_t{0x7F}, std::uint8_t{0xFF}}) {
-    c.storage[1 + 6 * 64 + 31] = std::byte{nan};
-    std::vector<float> x(std::size_t{9} * 64, 0.0F);  // even times zero
-    for (const Kernels* k : tables()) {
-      for (const std::uint32_t n : {1U, 2U, 9U}) {
-        const auto y = multiply(*k, c.matrix, x, n, 0, 10, 1);
-        for (std::size_t i = 0; i < y.size(); ++i) CHECK(std::isnan(y[i]) == (i % 10 == 6));
-        CHECK_FALSE(k->all_finite(y.data(), 10));
-        CHECK(k->all_finite(y.data(), 6));
+  constexpr std::uint32_t kCols = 192;
+  Case c(random, {10, kCols, 128, 128}, DType::f8_e4m3);
+  const std::vector<float> x(std::size_t{9} * kCols, 0.0F);  // even times zero
+  // Rows in a group of four and after the last group; columns at the ends and in the middle.
+  for (const std::uint32_t row : {0U, 6U, 9U}) {
+    for (const std::uint32_t col : {0U, 31U, 64U, kCols - 1}) {
+      for (const std::uint8_t nan : {std::uint8_t{0x7F}, std::uint8_t{0xFF}}) {
+        std::byte& code = c.storage[1 + row * kCols + col];
+        const std::byte before = std::exchange(code, std::byte{nan});
+        for (const Kernels* k : tables()) {
+          for (const std::uint32_t n : {1U, 2U, 9U}) {
+            INFO(k->name << ", row " << row << " column " << col << ", " << n << " rows of x");
+            const auto y = multiply(*k, c.matrix, x, n, 0, 10, 1);
+            for (std::size_t i = 0; i < y.size(); ++i) CHECK(std::isnan(y[i]) == (i % 10 == row));
+            CHECK_FALSE(k->all_finite(y.data(), 10));
+          }
+        }
+        code = before;
       }
     }
   }
