@@ -36,8 +36,14 @@ Result<ModelCosts> ModelCosts::of(const Checkpoint& checkpoint) {
 }
 
 std::uint64_t device_bytes(const BenchSample& sample, const ModelCosts& costs) {
+  const std::uint64_t experts =
+      sample.on_gpu() ? sample.uses_vram + 2 * sample.uses_copied + sample.copied_ahead : sample.uses();
   return sample.steps * (costs.resident_bytes + 2 * costs.state_bytes) + sample.heads * costs.head_bytes +
-         sample.uses() * costs.expert_bytes;
+         experts * costs.expert_bytes;
+}
+
+std::uint64_t copied_bytes(const BenchSample& sample, const ModelCosts& costs) {
+  return (sample.uses_copied + sample.copied_ahead) * costs.expert_bytes;
 }
 
 BenchLimit limit_of(const BenchSample& sample, const ModelCosts& costs) {
@@ -46,7 +52,20 @@ BenchLimit limit_of(const BenchSample& sample, const ModelCosts& costs) {
   };
   const std::uint64_t needed = sample.read_bytes - std::min(sample.read_bytes, sample.wasted_bytes);
   return {.disk_seconds = time(needed, sample.raw_disk_bandwidth),
-          .memory_seconds = time(device_bytes(sample, costs), sample.raw_memory_bandwidth)};
+          .memory_seconds = time(device_bytes(sample, costs), sample.raw_memory_bandwidth),
+          .copy_seconds = time(copied_bytes(sample, costs), sample.raw_copy_bandwidth),
+          .cpu_lane_seconds = time(sample.uses_on_cpu * costs.expert_bytes, sample.raw_cpu_lane_bandwidth)};
+}
+
+double BenchLimit::seconds() const {
+  return std::max({disk_seconds, memory_seconds, copy_seconds, cpu_lane_seconds});
+}
+
+const char* BenchLimit::by() const {
+  const double most = seconds();
+  if (most == memory_seconds) return "memory";
+  if (most == disk_seconds) return "disk";
+  return most == copy_seconds ? "pcie" : "cpu_lane";
 }
 
 Spread spread_of(std::vector<double> values) {

@@ -42,11 +42,16 @@ struct BenchSample {
   std::uint64_t uses_vram = 0;                                   ///< experts found in device memory
   std::uint64_t uses_pool = 0, uses_prefetched = 0;              ///< in the pool
   std::uint64_t uses_disk = 0, uses_late_hint = 0;               ///< experts waited for
-  std::uint64_t read_bytes = 0, wasted_bytes = 0;                ///< wasted: hinted, evicted unused
-  double disk_busy_seconds = 0;                                  ///< at least one read was in flight
-  std::uint64_t hints_issued = 0, hints_wasted = 0;              ///< experts
-  std::uint64_t peak_bytes = 0;                                  ///< of all processes of the stack
-  double raw_disk_bandwidth = 0, raw_memory_bandwidth = 0;       ///< bytes/s, measured just before
+  std::uint64_t uses_copied = 0,
+                uses_on_cpu = 0;   ///< of a GPU's uses: copied to it, computed by its CPU lane
+  std::uint64_t copied_ahead = 0;  ///< on a guess; what is used of it counts in uses_vram
+  std::uint64_t read_bytes = 0, wasted_bytes = 0;    ///< wasted: hinted, evicted unused
+  double disk_busy_seconds = 0;                      ///< at least one read was in flight
+  std::uint64_t hints_issued = 0, hints_wasted = 0;  ///< experts
+  std::uint64_t peak_bytes = 0;                      ///< of all processes of the stack
+  /// Bytes/s, measured just before; memory: of the device that computes. The last two: of a GPU, else 0.
+  double raw_disk_bandwidth = 0, raw_memory_bandwidth = 0, raw_copy_bandwidth = 0, raw_cpu_lane_bandwidth = 0;
+  [[nodiscard]] bool on_gpu() const { return raw_copy_bandwidth > 0; }
   [[nodiscard]] std::uint64_t uses() const {
     return uses_vram + uses_pool + uses_prefetched + uses_disk + uses_late_hint;
   }
@@ -56,19 +61,23 @@ struct BenchSample {
   }
 };
 
-/// Weights and state that the device had to read: the numerator of the memory limit. Activations, the KV
+/// Weights and state that the device had to read from its memory: the numerator of the memory limit. On a GPU
+/// an expert that was copied is written and read, one of the CPU lane does not count. Activations, the KV
 /// cache and embedding rows are left out, so the true limit is a little higher.
 std::uint64_t device_bytes(const BenchSample& sample, const ModelCosts& costs);
 
+/// To a GPU, over PCIe.
+std::uint64_t copied_bytes(const BenchSample& sample, const ModelCosts& costs);
+
 /// The least time the machine could have taken, by resource.
 struct BenchLimit {
-  double disk_seconds = 0, memory_seconds = 0;
-  [[nodiscard]] double seconds() const {
-    return disk_seconds > memory_seconds ? disk_seconds : memory_seconds;
-  }
-  [[nodiscard]] bool by_disk() const { return disk_seconds > memory_seconds; }
+  double disk_seconds = 0, memory_seconds = 0, copy_seconds = 0, cpu_lane_seconds = 0;
+  [[nodiscard]] double seconds() const;
+  /// "disk", "memory", "pcie" or "cpu_lane": the resource that takes seconds().
+  [[nodiscard]] const char* by() const;
 };
-/// What hints read in vain is not needed work, so it does not count for the disk.
+/// What hints read in vain is not needed work, so it does not count for the disk. What was copied ahead in
+/// vain is not told apart and counts.
 BenchLimit limit_of(const BenchSample& sample, const ModelCosts& costs);
 
 struct Spread {

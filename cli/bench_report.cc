@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <map>
 
 #include "cli/statistics.h"
 #include "daemons/common/size.h"
@@ -35,6 +36,8 @@ Json tiers_json(const std::vector<BenchSample>& samples, const ModelCosts& costs
           {"pool", per_token([&](const BenchSample& s) { return s.uses_pool * costs.expert_bytes; })},
           {"pool_prefetched",
            per_token([&](const BenchSample& s) { return s.uses_prefetched * costs.expert_bytes; })},
+          {"pcie", per_token([&](const BenchSample& s) { return copied_bytes(s, costs); })},
+          {"cpu_lane", per_token([&](const BenchSample& s) { return s.uses_on_cpu * costs.expert_bytes; })},
           {"memory", per_token([&](const BenchSample& s) { return device_bytes(s, costs); })}};
 }
 
@@ -49,6 +52,15 @@ Json hits_json(const std::vector<BenchSample>& samples) {
           {"disk", share(&BenchSample::uses_disk)}};
 }
 
+/// The resource that limits most of the samples.
+std::string most_often(const std::vector<BenchSample>& samples, const ModelCosts& costs) {
+  std::map<std::string, int> count;
+  for (const BenchSample& s : samples) ++count[limit_of(s, costs).by()];
+  return std::max_element(count.begin(), count.end(),
+                          [](const auto& a, const auto& b) { return a.second < b.second; })
+      ->first;
+}
+
 /// Shares of the time, so 100 is as fast as the resource allows.
 Json limit_json(const std::vector<BenchSample>& samples, const ModelCosts& costs) {
   const auto percent = [&](auto seconds) {
@@ -56,12 +68,12 @@ Json limit_json(const std::vector<BenchSample>& samples, const ModelCosts& costs
       return 100 * seconds(limit_of(s, costs)) / s.seconds;
     });
   };
-  const auto by_disk = std::count_if(samples.begin(), samples.end(),
-                                     [&](const BenchSample& s) { return limit_of(s, costs).by_disk(); });
-  return {{"by", 2 * static_cast<std::size_t>(by_disk) > samples.size() ? "disk" : "memory"},
+  return {{"by", most_often(samples, costs)},
           {"percent", percent([](const BenchLimit& l) { return l.seconds(); })},
           {"percent_of_disk", percent([](const BenchLimit& l) { return l.disk_seconds; })},
-          {"percent_of_memory", percent([](const BenchLimit& l) { return l.memory_seconds; })}};
+          {"percent_of_memory", percent([](const BenchLimit& l) { return l.memory_seconds; })},
+          {"percent_of_pcie", percent([](const BenchLimit& l) { return l.copy_seconds; })},
+          {"percent_of_cpu_lane", percent([](const BenchLimit& l) { return l.cpu_lane_seconds; })}};
 }
 
 }  // namespace
@@ -89,6 +101,9 @@ Json bench_row(const Json& head, const BenchTest& test, std::uint32_t warm_up,
       spread([&](const BenchSample& s) { return real(device_bytes(s, costs)) / s.seconds; });
   row["raw_disk_bytes_per_second"] = spread([](const BenchSample& s) { return s.raw_disk_bandwidth; });
   row["raw_memory_bytes_per_second"] = spread([](const BenchSample& s) { return s.raw_memory_bandwidth; });
+  row["raw_pcie_bytes_per_second"] = spread([](const BenchSample& s) { return s.raw_copy_bandwidth; });
+  row["raw_cpu_lane_bytes_per_second"] =
+      spread([](const BenchSample& s) { return s.raw_cpu_lane_bandwidth; });
   row["hints_per_token"] = {
       {"issued", spread([](const BenchSample& s) { return s.per_token(real(s.hints_issued)); })},
       {"wasted", spread([](const BenchSample& s) { return s.per_token(real(s.hints_wasted)); })}};
@@ -140,6 +155,12 @@ std::vector<std::pair<std::string, std::string>> md_cells(const Json& r) {
       {"disk", percent("disk")},
       {"peak GiB",
        gib(r.at("peak_bytes").at("max").get<double>()) + " of " + gib(r.at("budget_bytes").get<double>())}};
+  if (mean(r.at("raw_pcie_bytes_per_second")) > 0) {
+    cells.emplace_back("MB/t PCIe", number_text("%.0f", mean(bytes.at("pcie")) / 1e6) + " at " +
+                                        giga("raw_pcie_bytes_per_second") + " GB/s");
+    cells.emplace_back("MB/t CPU lane", number_text("%.0f", mean(bytes.at("cpu_lane")) / 1e6) + " at " +
+                                            giga("raw_cpu_lane_bytes_per_second") + " GB/s");
+  }
   if (const auto change = r.find("change"); change != r.end())
     cells.emplace_back("change", change->at("text").get<std::string>());
   return cells;
@@ -183,10 +204,7 @@ std::string md_head(const Json& r) {
          " experts of " + format_bytes(number("expert_bytes")) + "; pool " +
          std::to_string(number("pool_slots")) + " slots, " +
          number_text("%.0f", 100 * r.at("pool_share").get<double>()) + " % of the experts; " +
-         text("backend") +
-         (text("backend").starts_with("cpu") ? std::string()
-                                             : " (limit: of the disk alone, the GPU's is not measured)") +
-         "; ids: " + text("ids_from") + "; " + std::to_string(number("repetitions")) +
+         text("backend") + "; ids: " + text("ids_from") + "; " + std::to_string(number("repetitions")) +
          " repetitions, mean ± standard deviation\n\n";
 }
 

@@ -32,6 +32,9 @@ void read_facts(const Json& status, StackFacts& facts) {
 void read_counters(const Json& before, const Json& after, BenchSample& sample) {
   const auto grown = [&](const char* group, const char* name) { return growth(before, after, group, name); };
   sample.uses_vram = grown("worker", "experts_from_vram");
+  sample.uses_copied = grown("worker", "experts_copied");
+  sample.uses_on_cpu = grown("worker", "experts_on_cpu_lane");
+  sample.copied_ahead = grown("worker", "experts_copied_ahead");
   sample.uses_pool = grown("experts", "pool");
   sample.uses_prefetched = grown("experts", "pool_hinted");
   sample.uses_disk = grown("experts", "disk");
@@ -44,6 +47,14 @@ void read_counters(const Json& before, const Json& after, BenchSample& sample) {
   sample.wasted_bytes = grown("loader", "wasted_bytes");
   sample.hints_issued = grown("loader", "hints_issued");
   sample.hints_wasted = grown("loader", "hints_wasted");
+}
+
+/// A GPU worker measured its bandwidths as it started, moments ago. What this program's threads read at says
+/// nothing about it.
+void read_bandwidths(const Json& worker, double memory, BenchSample& sample) {
+  sample.raw_copy_bandwidth = worker.at("copy_bytes_per_second").get<double>();
+  sample.raw_cpu_lane_bandwidth = worker.at("cpu_lane_bytes_per_second").get<double>();
+  sample.raw_memory_bandwidth = sample.on_gpu() ? worker.at("vram_bytes_per_second").get<double>() : memory;
 }
 
 }  // namespace
@@ -82,7 +93,8 @@ tl::expected<wire::Stats, ExitReport> BenchRunner::request(Session& session, std
 
 /// A tg test is a prompt of one token and N tokens after it: N forward passes of one row each, all of which
 /// count, so that times and counters cover the same work. A pp test ends with its first token.
-tl::expected<BenchSample, ExitReport> BenchRunner::measure_on(Session& session, const BenchTest& test) {
+tl::expected<BenchSample, ExitReport> BenchRunner::measure_on(Session& session, const BenchTest& test,
+                                                              double memory_bandwidth) {
   const auto started = status(session);
   if (!started) return tl::unexpected(started.error());
   try {
@@ -104,6 +116,7 @@ tl::expected<BenchSample, ExitReport> BenchRunner::measure_on(Session& session, 
     sample.stall_late_hint_seconds = stats->stall_late_hint_seconds();
     sample.stall_demand_seconds = stats->stall_seconds() - stats->stall_late_hint_seconds();
     read_counters(*before, *after, sample);
+    read_bandwidths(after->at("worker"), memory_bandwidth, sample);
     sample.peak_bytes = memory.stop();
     return sample;
   } catch (const Json::exception& e) {
@@ -119,12 +132,10 @@ tl::expected<BenchSample, ExitReport> BenchRunner::measure(const BenchTest& test
   if (!memory) return tl::unexpected(ExitReport::of(memory.error(), "bench"));
   auto session = Session::open(context_, interrupts_, plan_.session);
   if (!session) return tl::unexpected(session.error());
-  auto sample = measure_on(*session, test);
+  auto sample = measure_on(*session, test, *memory);
   if (!sample) return sample;
   facts_.disk_direct = disk->direct;
   sample->raw_disk_bandwidth = disk->bytes_per_second;
-  // What the CPU reads at says nothing about a GPU: then the limit is that of the disk alone.
-  if (facts_.backend.starts_with("cpu")) sample->raw_memory_bandwidth = *memory;
   return sample;
 }
 

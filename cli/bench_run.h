@@ -41,7 +41,8 @@ class BenchRunner {
   [[nodiscard]] const StackFacts& facts() const { return facts_; }
 
  private:
-  tl::expected<BenchSample, ExitReport> measure_on(Session& session, const BenchTest& test);
+  tl::expected<BenchSample, ExitReport> measure_on(Session& session, const BenchTest& test,
+                                                   double memory_bandwidth);
   tl::expected<wire::Stats, ExitReport> request(Session& session, std::size_t first, std::uint32_t prompt,
                                                 std::uint32_t generated);
   tl::expected<nlohmann::json, ExitReport> status(Session& session);

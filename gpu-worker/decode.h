@@ -57,8 +57,11 @@ struct SegmentResult {
 struct StepStats {
   /// Expert uses by tier (distinct per layer).
   std::uint64_t vram = 0, pool = 0, hinted = 0, disk = 0, late_hint = 0;
-  Duration stall{};            ///< time in ExpertSource::next(wait=true)
-  Duration stall_late_hint{};  ///< of that, what ended with an expert whose hint came too late
+  /// On a GPU, those that were not in VRAM, by lane: copied to it, or computed on the CPU.
+  std::uint64_t copied = 0, on_cpu = 0;
+  std::uint64_t copied_ahead = 0;  ///< to VRAM for a layer to come, on a guess
+  Duration stall{};                ///< time in ExpertSource::next(wait=true)
+  Duration stall_late_hint{};      ///< of that, what ended with an expert whose hint came too late
   Duration total{};
 };
 
@@ -101,6 +104,13 @@ class RoutingObserver {
   [[nodiscard]] virtual bool wants_timing() const { return false; }
 };
 
+/// Bytes per second that a GPU worker measured as it loaded; 0: not measured, or no GPU.
+struct DeviceRates {
+  double memory = 0;  ///< the device's own: read and written by copies within it
+  double copies = 0;  ///< pinned host memory to device
+  double cpu = 0;     ///< expert weights through the CPU lane
+};
+
 class Model {
  public:
   /// Binds the weights of `image` (which must outlive the model). Refuses NaN or infinite scales, wrong
@@ -119,6 +129,7 @@ class Model {
   /// whole step failed (expert source broken) and no sequence may be used any more.
   virtual Result<StepStats> step(std::span<const Segment> segments, Access access, ExpertSource& source,
                                  RoutingObserver* observer, std::span<SegmentResult> results) = 0;
+  [[nodiscard]] virtual DeviceRates rates() const { return {}; }
   /// "cpu, avx512, 2 threads" for logs and status.
   [[nodiscard]] virtual std::string describe() const = 0;
 };

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -50,6 +51,11 @@ class ExpertSource {
   virtual Result<SourceEvent> next(bool wait) = 0;
   /// Ends a lease. Must be called once per leased expert, at the latest before the next begin().
   virtual void release(const LeasedExpert& expert) = 0;
+  /// Between begin() and done of a layer's event: an expert of another layer, if it can be had at once.
+  /// Nothing is demanded and no tier counted. To be released before the next call of anything but release().
+  virtual std::optional<LeasedExpert> try_lease(LayerId /*layer*/, ExpertId /*expert*/) {
+    return std::nullopt;
+  }
   /// Called now and then while nothing is computed: gives back what an event that ended with an Error may
   /// still be granted.
   virtual void idle() {}

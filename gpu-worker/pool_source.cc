@@ -121,7 +121,8 @@ Result<SourceEvent> PoolSource::next(bool wait) {
     if (next_hit_ < hits_.size()) {
       const Hit& hit = hits_[next_hit_++];
       event.kind = SourceEvent::Kind::leased;
-      event.leased = leased(hit.expert, hit.slot, hit.tier);
+      count(hit.tier);
+      event.leased = leased(layer_, hit.expert, hit.slot, hit.tier);
       return event;
     }
     if (take_completed(event)) {
@@ -162,7 +163,9 @@ bool PoolSource::take_completed(SourceEvent& event) {
       return true;
     }
     event.kind = SourceEvent::Kind::leased;
-    event.leased = leased(p.expert, result.slot, tier_of(result.from_disk));
+    const Tier tier = tier_of(result.from_disk);
+    count(tier);
+    event.leased = leased(layer_, p.expert, result.slot, tier);
     return true;
   }
   return false;
@@ -218,9 +221,19 @@ void PoolSource::release(const LeasedExpert& expert) {
   if (leases_.release(SlotId{expert.handle})) client_.ring_doorbell();
 }
 
-LeasedExpert PoolSource::leased(ExpertId expert, SlotId slot, Tier tier) {
-  count(tier);
-  const LayerTables& table = tables_[layer_.value];
+/// A hint that had brought it counts as used, although the use may never come: what asks for experts ahead of
+/// their layer goes by the same guess as the hint did.
+std::optional<LeasedExpert> PoolSource::try_lease(LayerId layer, ExpertId expert) {
+  STOKER_CHECK(layer.value != layer_.value);
+  // An abandoned demand may be for this very expert, and a grant and a lease share one bit (shm/lease.h).
+  if (!abandoned_.empty()) return std::nullopt;
+  const auto lease = leases_.try_lease(ExpertKey{layer.value * experts_per_layer_ + expert.value});
+  if (!lease) return std::nullopt;
+  return leased(layer, expert, lease->slot, Tier::pool);
+}
+
+LeasedExpert PoolSource::leased(LayerId layer, ExpertId expert, SlotId slot, Tier tier) const {
+  const LayerTables& table = tables_[layer.value];
   const std::int32_t* parts = table.parts + static_cast<std::size_t>(expert.value) * 3;
   const std::byte* base = pool_.payload(slot);
   return {.expert = expert,

@@ -44,6 +44,7 @@ class PoolSource final : public ExpertSource {
   void begin(LayerId layer, std::span<const ExpertId> wanted, Access access) override;
   Result<SourceEvent> next(bool wait) override;
   void release(const LeasedExpert& expert) override;
+  std::optional<LeasedExpert> try_lease(LayerId layer, ExpertId expert) override;
   void idle() override;
 
   /// This worker's own count of the step in progress (ProcessEntry::progress): what hints for it must carry.
@@ -74,7 +75,7 @@ class PoolSource final : public ExpertSource {
   void abandon();
   void settle_abandoned();
   Result<void> wait_for_loader();
-  [[nodiscard]] LeasedExpert leased(ExpertId expert, SlotId slot, Tier tier);
+  [[nodiscard]] LeasedExpert leased(LayerId layer, ExpertId expert, SlotId slot, Tier tier) const;
   void count(Tier tier);
   static Tier tier_of(std::uint32_t from_disk);
 

@@ -58,6 +58,7 @@ struct Config {
   std::uint32_t gpu = 0;             ///< which GPU, as CUDA numbers them
   Size vram;                         ///< budget on the GPU; 0 = what is free there, less a margin
   std::string expert_lane = "auto";  ///< experts that are not in VRAM: auto, gpu, cpu
+  bool copy_ahead = false;           ///< copies to VRAM for the next layer while a read is awaited
   std::uint32_t max_sequences = 8;   ///< requests computed together
   std::uint32_t queue = 256;         ///< requests waiting at most
   std::uint32_t context = 32768;     ///< tokens per sequence at most; capped by the model's own

@@ -75,6 +75,9 @@ const std::array kSettings = {
             "the result "
             "is the same",
             "auto|gpu|cpu"},
+    Setting{
+        "worker.copy_ahead", "copy-ahead", kWorker, &Config::copy_ahead,
+        "On a GPU, while a read is awaited: copy what the next layer will probably want; not measured yet"},
     Setting{"worker.queue", "queue", kWorker, &Config::queue, "Requests waiting at most", {}, 1, 100'000},
     Setting{"worker.context",
             "context",

@@ -193,6 +193,7 @@ Result<void> WorkerDaemon::serve(StopSignals& signals) {
                     .model = &checkpoint_->config(),
                     .pool = &*pool_,
                     .backend = model_->describe(),
+                    .rates = model_->rates(),
                     .context = options.context,
                     .sequence_memory = options.sequence_memory,
                     .weights_bytes = weights_->image().size(),

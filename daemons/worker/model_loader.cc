@@ -41,6 +41,7 @@ Result<LoadedModel> load_cuda(const Config& config, const ModelConfig& model, co
   options.lane = config.expert_lane == "gpu"   ? Lane::gpu
                  : config.expert_lane == "cpu" ? Lane::cpu
                                                : Lane::automatic;
+  options.copy_ahead = config.copy_ahead;
   options.pool = pool.payload();
   options.pool_slot_bytes = pool.slot_bytes();
   options.warn = [](const std::string& text) { log_warn(text); };

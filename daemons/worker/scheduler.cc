@@ -380,6 +380,9 @@ void Scheduler::count_step(const StepStats& stats, bool prefill) {
   totals_.experts_hinted += stats.hinted;
   totals_.experts_disk += stats.disk;
   totals_.experts_late_hint += stats.late_hint;
+  totals_.experts_copied += stats.copied;
+  totals_.experts_on_cpu += stats.on_cpu;
+  totals_.experts_copied_ahead += stats.copied_ahead;
 }
 
 // ---- endings ----

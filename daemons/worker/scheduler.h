@@ -58,7 +58,7 @@ struct SchedulerStatus {
   std::uint64_t prefill_steps = 0, decode_steps = 0;
   double prefill_seconds = 0, decode_seconds = 0, stall_seconds = 0;
   std::uint64_t experts_vram = 0, experts_pool = 0, experts_hinted = 0, experts_disk = 0,
-                experts_late_hint = 0;
+                experts_late_hint = 0, experts_copied = 0, experts_on_cpu = 0, experts_copied_ahead = 0;
   double generated_per_second_1s = 0, generated_per_second_60s = 0, prompt_per_second_60s = 0;
 };
 

@@ -18,6 +18,7 @@ struct StatusFacts {
   const ModelConfig* model = nullptr;
   const Pool* pool = nullptr;
   std::string backend;        ///< Model::describe()
+  DeviceRates rates;          ///< Model::rates()
   std::uint32_t context = 0;  ///< in force, after capping by the model
   std::uint64_t sequence_memory = 0;
   std::uint64_t weights_bytes = 0;

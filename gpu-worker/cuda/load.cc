@@ -15,6 +15,8 @@ constexpr std::uint64_t kMargin = 600ULL << 20;
 /// Attention splits steps into groups of rows that fit.
 constexpr std::uint64_t kAttentionFloats = 8ULL << 20;
 constexpr std::uint64_t kPinChunk = 1ULL << 30;
+/// More than any card's cache, and less than a millisecond or two.
+constexpr std::uint64_t kMeasuredBytes = 256ULL << 20;
 
 std::string mib(std::uint64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
 
@@ -222,18 +224,30 @@ Result<void> CudaModel::pin_pool() {
 }
 
 Result<void> CudaModel::measure_lanes() {
-  double cpu = options_.cpu_rate;
-  double copy = options_.copy_rate;
-  if (options_.lane == Lane::automatic) {
-    if (cpu <= 0) {
-      STOKER_TRY(cpu, measure_cpu());
-    }
-    if (copy <= 0) {
-      STOKER_TRY(copy, measure_copies());
-    }
+  STOKER_TRY(rates_.memory, measure_memory());
+  STOKER_TRY(rates_.copies, measure_copies());
+  if (options_.lane != Lane::gpu) {
+    STOKER_TRY(rates_.cpu, measure_cpu());
   }
+  // Tests choose the split, whatever the machine does.
+  const double cpu = options_.cpu_rate > 0 ? options_.cpu_rate : rates_.cpu;
+  const double copy = options_.copy_rate > 0 ? options_.copy_rate : rates_.copies;
   lanes_ = LaneSplit(std::max(cpu, 1.0), std::max(copy, 1.0));
   return {};
+}
+
+/// Half of the slots into the other half, before they hold anything: best of three.
+Result<double> CudaModel::measure_memory() {
+  const std::uint64_t bytes = std::min<std::uint64_t>(slots_.bytes() / 2, kMeasuredBytes) / 256 * 256;
+  double best = 0;
+  for (int round = 0; round < 3; ++round) {
+    const Duration start = clock_.now();
+    STOKER_DEVICE("measuring device memory",
+                  api_.on_device(slots_.data() + bytes, slots_.data(), bytes, compute_.get()));
+    STOKER_DEVICE("measuring device memory", api_.synchronize(compute_.get()));
+    best = std::max(best, 2 * static_cast<double>(bytes) / seconds(clock_.now() - start));
+  }
+  return best;
 }
 
 /// One expert after another into the staging slots, out of pinned memory: best of three.

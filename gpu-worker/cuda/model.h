@@ -1,8 +1,8 @@
-// The model on a GPU, driven through a device module (device_api.h). Data flow of one layer of a decode step:
-//
-//   compute stream   mixer, router, top-k -> host | experts in VRAM | shared expert | copied experts |
-//   combine copy stream                                   | pool slot -> VRAM slot ...      | host waits for
-//   the choice, leases | computes the CPU lane's experts from their slots
+// The model on a GPU, driven through a device module (device_api.h). One layer of a decode step:
+//   - compute stream: mixer, router, choice to the host; experts in VRAM; shared expert; copied experts;
+//   their sum;
+//   - copy stream: pool slot -> VRAM slot, expert by expert;
+//   - host: waits for the choice, leases, starts copies, computes the CPU lane's experts from their slots.
 //
 // Everything that does not depend on which experts are where is a captured graph per layer. Results have the
 // bits of the CPU backend, whatever lane or tier an expert had.
@@ -46,6 +46,7 @@ struct CudaOptions {
   std::uint32_t sequences = 8;        ///< most segments in one step
   std::uint32_t lookahead = 16;       ///< as CpuOptions
   Lane lane = Lane::automatic;
+  bool copy_ahead = false;  ///< while a read is awaited: copies for the next layer, as its router guesses
   double cpu_rate = 0, copy_rate = 0;  ///< bytes/s of the lanes; 0: measured at load
   std::uint32_t vram_slots = 0;        ///< experts in device memory; 0: what the budget leaves
   bool graphs = true;
@@ -72,6 +73,7 @@ class CudaModel final : public Model {
   [[nodiscard]] std::uint32_t step_tokens_max() const override { return options_.step_tokens; }
   Result<StepStats> step(std::span<const Segment> segments, Access access, ExpertSource& source,
                          RoutingObserver* observer, std::span<SegmentResult> results) override;
+  [[nodiscard]] DeviceRates rates() const override { return rates_; }
   [[nodiscard]] std::string describe() const override;
 
   /// Bytes that sequences may take together.
@@ -80,6 +82,7 @@ class CudaModel final : public Model {
   /// Experts computed per lane since load: from VRAM, after a copy, on the CPU.
   struct LaneCounts {
     std::uint64_t vram = 0, copied = 0, cpu = 0;
+    std::uint64_t ahead = 0;  ///< copied before their layer began; if it wants them they are found in VRAM
   };
   [[nodiscard]] const LaneCounts& lane_counts() const { return lane_counts_; }
 
@@ -103,6 +106,7 @@ class CudaModel final : public Model {
   Result<void> make_slots();
   Result<void> pin_pool();
   Result<void> measure_lanes();
+  Result<double> measure_memory();
   Result<double> measure_copies();
   Result<double> measure_cpu();
   Result<void> load_all(const WeightsImage& image);
@@ -166,6 +170,13 @@ class CudaModel final : public Model {
   Result<void> launch_batch(Step& step);
   Result<void> settle(Step& step, Batch& batch);
   Result<void> run_cpu(Step& step);
+  void guess_next(const Step& step, std::size_t layer);
+  Result<bool> copy_ahead(Step& step, std::size_t layer);
+  Result<void> copy_expert(const LeasedExpert& expert, std::size_t layer, std::byte* to);
+  [[nodiscard]] bool computes_ahead(const Step& step, std::size_t layer) const {
+    const bool wanted = options_.copy_ahead && options_.lookahead > 0 && step.access == Access::decode;
+    return (wanted || step.looks_ahead(options_.lookahead)) && layer + 1 < weights_.layers.size();
+  }
   Result<void> combine(std::uint32_t rows);
   void list(std::size_t layer, ExpertId expert, const std::byte* slot);
   Result<void> launch_experts(std::uint32_t first, std::uint32_t count);
@@ -249,7 +260,10 @@ class CudaModel final : public Model {
   std::unique_ptr<ExpertBatch> cpu_batch_;
   LaneSplit lanes_{1, 1};
   LaneCounts lane_counts_;
+  DeviceRates rates_;
   std::vector<ExpertId> missing_;
+  std::vector<ExpertId> guess_;  ///< experts of the next layer, likeliest first
+  std::size_t next_guess_ = 0;
   std::vector<LeasedExpert> cpu_ready_;
   std::size_t cpu_pairs_ = 0;  ///< of cpu_ready_
   Batch batches_[2];

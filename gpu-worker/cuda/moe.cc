@@ -11,6 +11,12 @@
 #include "shm/base/check.h"
 
 namespace stoker {
+namespace {
+
+/// More are not copied in the time of a read.
+constexpr std::size_t kGuessMax = 32;
+
+}  // namespace
 
 Result<void> CudaModel::moe(Step& step, std::size_t layer) {
   const Choice& choice = choice_[layer % 2];
@@ -19,6 +25,7 @@ Result<void> CudaModel::moe(Step& step, std::size_t layer) {
   lanes_.begin_layer();
   listed_ = 0;
   missing_.clear();
+  guess_next(step, layer);
   const auto pairs = uses_.pairs();
   std::copy(pairs.begin(), pairs.end(), pairs_down_.data());
   STOKER_DEVICE("sending the pairs",
@@ -90,8 +97,66 @@ Result<void> CudaModel::serve(Step& step, std::size_t layer) {
     if (after == SourceEvent::Kind::leased) continue;
     for (Batch& batch : batches_) STOKER_TRY_VOID(settle(step, batch));
     if (after == SourceEvent::Kind::done) return {};
-    wait = true;
+    // A read is under way, and PCIe has nothing to do.
+    STOKER_TRY(const bool copied, copy_ahead(step, layer));
+    wait = !copied;
   }
+}
+
+/// What the next layer's router makes of this layer's hidden state: for every row as many as it will choose,
+/// all rows' best first.
+void CudaModel::guess_next(const Step& step, std::size_t layer) {
+  guess_.clear();
+  next_guess_ = 0;
+  if (!options_.copy_ahead || !computes_ahead(step, layer)) return;
+  const std::uint32_t count = std::min(options_.lookahead, config_.experts);
+  const std::uint32_t* ids = choice_[layer % 2].ahead_ids.data();
+  for (std::uint32_t rank = 0; rank < std::min(count, config_.experts_per_token); ++rank) {
+    for (std::size_t r = 0; r < step.rows.size() && guess_.size() < kGuessMax; ++r) {
+      const std::uint32_t id = ids[r * count + rank];
+      if (!step.row_alive(r) || id >= config_.experts) continue;
+      const ExpertId expert(static_cast<std::uint16_t>(id));
+      if (std::find(guess_.begin(), guess_.end(), expert) == guess_.end()) guess_.push_back(expert);
+    }
+  }
+}
+
+/// One guessed expert that is in the pool but not in VRAM; false: there is none. Waits for the copy: the read
+/// that is awaited is looked at between two of them, no lease outlives the call, and whoever finds the expert
+/// in its slot has nothing to wait for.
+Result<bool> CudaModel::copy_ahead(Step& step, std::size_t layer) {
+  const LayerId next(static_cast<std::uint16_t>(layer + 1));
+  while (next_guess_ < guess_.size()) {
+    const ExpertId expert = guess_[next_guess_++];
+    if (!vram_->wants(next, expert)) continue;
+    const auto leased = step.source->try_lease(next, expert);
+    if (!leased) continue;
+    const auto admitted = vram_->admit(next, expert, guess_);
+    const Duration before = clock_.now();
+    Result<void> copied;
+    if (admitted) {
+      copied = copy_expert(*leased, layer + 1, slot(*admitted));
+      const device::Status bad = api_.synchronize(copy_.get());
+      if (copied && bad != nullptr) copied = device_result(bad, "copying ahead");
+      vram_->filled(*admitted);  // on an error abandon() forgets it again
+    }
+    step.source->release(*leased);
+    STOKER_TRY_VOID(std::move(copied));
+    if (!admitted) return false;
+    step.stats.stall += clock_.now() - before;
+    ++lane_counts_.ahead;
+    return true;
+  }
+  return false;
+}
+
+Result<void> CudaModel::copy_expert(const LeasedExpert& expert, std::size_t layer, std::byte* to) {
+  const std::byte* parts[3] = {expert.gate, expert.up, expert.down};
+  for (std::size_t i = 0; i < 3; ++i)
+    STOKER_DEVICE(
+        "copying expert " + std::to_string(expert.expert.value) + " of layer " + std::to_string(layer),
+        api_.to_device(to + i * part_bytes_, parts[i], matrix_bytes_, copy_.get()));
+  return {};
 }
 
 /// Takes experts until a batch is full or none is there; each goes to its lane. Returns why it stopped:
@@ -148,11 +213,7 @@ Result<void> CudaModel::copy_in(const Step& step, std::size_t layer, const Lease
   }
   if (to == nullptr) to = staging(filling_, batch.staged++);
   batch.leases.push_back(expert);
-  const std::byte* parts[3] = {expert.gate, expert.up, expert.down};
-  for (std::size_t i = 0; i < 3; ++i)
-    STOKER_DEVICE(
-        "copying expert " + std::to_string(expert.expert.value) + " of layer " + std::to_string(layer),
-        api_.to_device(to + i * part_bytes_, parts[i], matrix_bytes_, copy_.get()));
+  STOKER_TRY_VOID(copy_expert(expert, layer, to));
   list(layer, expert.expert, to);
   return {};
 }

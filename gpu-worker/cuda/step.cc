@@ -28,6 +28,7 @@ Result<StepStats> CudaModel::step(std::span<const Segment> segments, Access acce
   rows_.lay_out(step, config_.vocab_size);
   grow_sequences(step);
   step.announce(options_.lookahead);
+  const LaneCounts before = lane_counts_;
   if (auto done = run(step); !done) {
     abandon(step);
     return tl::unexpected<Error>(std::move(done).error());
@@ -36,6 +37,9 @@ Result<StepStats> CudaModel::step(std::span<const Segment> segments, Access acce
     static_cast<CudaSequence*>(segment.sequence)
         ->set_length(segment.sequence->length() + static_cast<std::uint32_t>(segment.tokens.size()));
   }
+  step.stats.copied = lane_counts_.copied - before.copied;
+  step.stats.on_cpu = lane_counts_.cpu - before.cpu;
+  step.stats.copied_ahead = lane_counts_.ahead - before.ahead;
   step.stats.total = clock_.now() - start;
   return step.stats;
 }
@@ -158,7 +162,7 @@ bool CudaModel::captures(const Step& step) const {
 /// Mixer and router of a layer, after the sum of the layer before.
 Result<void> CudaModel::front(const Step& step, std::size_t layer) {
   const bool decoding = step.access == Access::decode;
-  const bool ahead = step.looks_ahead(options_.lookahead) && layer + 1 < weights_.layers.size();
+  const bool ahead = computes_ahead(step, layer);
   const bool captured = captures(step);
   std::uint32_t longest = 0;
   if (weights_.layers[layer].mixer == MixerType::full_attention) {

@@ -69,16 +69,18 @@ void check_same_bits(const std::string& name) {
     Lane lane;
     std::uint32_t slots, shuffle;
     bool graphs;
+    bool ahead = false;
   };
   int seed = 0;
-  for (const Setting& s :
-       {Setting{Lane::gpu, all, 0, true}, Setting{Lane::gpu, 2 * layers, 1, false},
-        Setting{Lane::cpu, layers, 2, true}, Setting{Lane::automatic, 4 * layers, 3, true}}) {
+  for (const Setting& s : {Setting{Lane::gpu, all, 0, true}, Setting{Lane::gpu, 2 * layers, 1, false},
+                           Setting{Lane::cpu, layers, 2, true}, Setting{Lane::automatic, 4 * layers, 3, true},
+                           Setting{Lane::automatic, 2 * layers, 4, true, true}}) {
     ::setenv("STOKER_EMULATION_SEED", std::to_string(++seed).c_str(), 1);
     CudaOptions options = small_options();
     options.lane = s.lane;
     options.vram_slots = s.slots;
     options.graphs = s.graphs;
+    options.copy_ahead = s.ahead;
     const auto model = open_cuda(*opened, options);
     CAPTURE(name, model->describe(), s.shuffle, s.graphs);
     opened->source().shuffle(s.shuffle);
@@ -89,6 +91,8 @@ void check_same_bits(const std::string& name) {
     CHECK((lanes.cpu > 0) == (s.lane == Lane::cpu || (s.lane == Lane::automatic && both)));
     CHECK(lanes.copied > 0);
     CHECK((lanes.vram > 0) == (s.lane != Lane::cpu));
+    CHECK((lanes.ahead > 0) == s.ahead);
+    CHECK(opened->source().leased() == 0);
   }
 }
 

@@ -125,23 +125,33 @@ Result<SourceEvent> MemorySource::next(bool wait) {
   }
   const ExpertId expert = waiting_.front();
   waiting_.pop_front();
-  const std::uint32_t key = std::uint32_t{layer_.value} * experts_per_layer_ + expert.value;
-  const std::byte* slot = slots_.data() + key * slot_bytes_;
-  const Scales& scales = scales_[layer_.value];
   event.kind = SourceEvent::Kind::leased;
-  event.leased = {expert,
-                  Tier::pool,
-                  key,
-                  slot + parts_[key].gate,
-                  slot + parts_[key].up,
-                  slot + parts_[key].down,
-                  scales.data == nullptr ? nullptr : scales.data + expert.value * scales.per_expert};
-  ++leased_;
+  event.leased = lease(layer_, expert);
   return event;
 }
 
+std::optional<LeasedExpert> MemorySource::try_lease(LayerId layer, ExpertId expert) {
+  STOKER_CHECK(layer.value != layer_.value && layer.value < scales_.size());
+  if (random_ != 0 && draw(4) == 0) return std::nullopt;  // as if it was not there
+  return lease(layer, expert);
+}
+
+LeasedExpert MemorySource::lease(LayerId layer, ExpertId expert) {
+  const std::uint32_t key = std::uint32_t{layer.value} * experts_per_layer_ + expert.value;
+  const std::byte* slot = slots_.data() + key * slot_bytes_;
+  const Scales& scales = scales_[layer.value];
+  ++leased_;
+  return {expert,
+          Tier::pool,
+          key,
+          slot + parts_[key].gate,
+          slot + parts_[key].up,
+          slot + parts_[key].down,
+          scales.data == nullptr ? nullptr : scales.data + expert.value * scales.per_expert};
+}
+
 void MemorySource::release(const LeasedExpert& expert) {
-  STOKER_CHECK(leased_ > 0 && expert.handle / experts_per_layer_ == layer_.value);
+  STOKER_CHECK(leased_ > 0 && expert.handle < parts_.size());
   --leased_;
 }
 

@@ -51,6 +51,7 @@ class MemorySource final : public ExpertSource {
   void begin(LayerId layer, std::span<const ExpertId> wanted, Access access) override;
   Result<SourceEvent> next(bool wait) override;
   void release(const LeasedExpert& expert) override;
+  std::optional<LeasedExpert> try_lease(LayerId layer, ExpertId expert) override;
 
   /// Where the experts lie.
   [[nodiscard]] std::span<std::byte> memory() { return {slots_.data(), slots_.size()}; }
@@ -64,6 +65,7 @@ class MemorySource final : public ExpertSource {
     std::uint64_t per_expert = 0;
   };
   std::uint32_t draw(std::uint32_t below);
+  [[nodiscard]] LeasedExpert lease(LayerId layer, ExpertId expert);
 
   std::uint32_t experts_per_layer_ = 0;
   std::uint64_t slot_bytes_ = 0;

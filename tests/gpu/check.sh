@@ -46,6 +46,9 @@ decode() {
   local model=${STOKER_MODEL:-/tmp/stoker-gpu-model} common=(--device cuda -p 0 -n 128 -r 3 --state warm)
   [ -d "$model" ] || part synth 150 ./stoker synth --out "$model" --preset bench || failed=1
   part decode-pool-third 140 ./stoker bench "$model" "${common[@]}" --vram 8GiB --pool-slots 2048 || failed=1
+  # Is --copy-ahead worth it? On by default only if this is faster.
+  part decode-pool-third-ahead 140 env STOKER_WORKER_COPY_AHEAD=true \
+    ./stoker bench "$model" "${common[@]}" --vram 8GiB --pool-slots 2048 || failed=1
   part decode-pool-all 140 ./stoker bench "$model" "${common[@]}" --vram 8GiB --pool-slots 6144 || failed=1
   part decode-vram 140 ./stoker bench "$model" "${common[@]}" --pool-slots 6144 || failed=1
 }

@@ -46,15 +46,37 @@ TEST_CASE("the limit is the slower resource; reads in vain are not needed work")
   BenchLimit limit = limit_of(s, kCosts);
   CHECK(limit.disk_seconds == Approx(0.3));
   CHECK(limit.memory_seconds == Approx(0.052));
-  CHECK(limit.by_disk());
+  CHECK(limit.by() == std::string("disk"));
   CHECK(limit.seconds() == Approx(0.3));
   s.wasted_bytes = 290;
   limit = limit_of(s, kCosts);
   CHECK(limit.disk_seconds == Approx(0.01));
-  CHECK_FALSE(limit.by_disk());
+  CHECK(limit.by() == std::string("memory"));
   CHECK(limit.seconds() == Approx(0.052));
   s.wasted_bytes = 1000;  // read by hints before the test, thrown away in it
   CHECK(limit_of(s, kCosts).disk_seconds == 0);
+}
+
+TEST_CASE("a GPU has four limits: disk, its memory, PCIe and the CPU lane") {
+  const BenchTest tg{BenchTest::Kind::decode, 4, false};
+  BenchSample s = sample_of(tg, 0, 300);
+  s.uses_vram = 20;
+  s.uses_pool = 20;
+  s.uses_copied = 12;
+  s.uses_on_cpu = 8;
+  s.raw_copy_bandwidth = 600;
+  s.raw_cpu_lane_bandwidth = 200;
+  // Weights, state and head as ever; hits are read once, copies written and read, the CPU lane is elsewhere.
+  CHECK(device_bytes(s, kCosts) == 4 * 1100 + 4 * 100 + 200 + 2 * 120);
+  BenchLimit limit = limit_of(s, kCosts);
+  CHECK(limit.memory_seconds == Approx(0.0524));
+  CHECK(limit.copy_seconds == Approx(0.2));
+  CHECK(limit.cpu_lane_seconds == Approx(0.4));
+  CHECK(limit.by() == std::string("cpu_lane"));
+  s.uses_copied = 30;
+  limit = limit_of(s, kCosts);
+  CHECK(limit.by() == std::string("pcie"));
+  CHECK(limit.seconds() == Approx(0.5));
 }
 
 TEST_CASE("spread of repetitions") {
