@@ -32,13 +32,15 @@ function(stoker_binary name)
 endfunction()
 
 # For targets that are mostly header-only templates (CLI11, nlohmann-json, Catch2) and where speed is no matter:
-# under sanitizers they compile 2.5 times faster without optimisation.
-function(stoker_quick_sanitized_build)
-  if(STOKER_SANITIZE)
-    foreach(target ${ARGN})
+# they compile twice as fast with -O1, and under sanitizers 2.5 times without optimisation.
+function(stoker_quick_build)
+  foreach(target ${ARGN})
+    if(STOKER_SANITIZE)
       target_compile_options(${target} PRIVATE -O0)
-    endforeach()
-  endif()
+    elseif(NOT CMAKE_BUILD_TYPE STREQUAL Debug)
+      target_compile_options(${target} PRIVATE -O1)
+    endif()
+  endforeach()
 endfunction()
 
 # stoker_test(NAME SOURCES test.cc [LIBS x y] [LABELS unit]): a Catch2 binary, one ctest entry.
@@ -46,7 +48,7 @@ function(stoker_test name)
   cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;LIBS;LABELS" ${ARGN})
   add_executable(${name} ${ARG_SOURCES})
   stoker_configure(${name})
-  stoker_quick_sanitized_build(${name})
+  stoker_quick_build(${name})
   target_link_libraries(${name} PRIVATE stoker_test_main ${ARG_LIBS})
   add_test(NAME ${name} COMMAND ${name})
   set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" SKIP_RETURN_CODE 77)
