@@ -97,14 +97,9 @@ Json head_of(const Checkpoint& checkpoint, const ModelCosts& costs, const std::s
 }
 
 tl::expected<void, ExitReport> prepare_history(const BenchOptions& options, Bench& bench) {
-  const auto stop = [](const Error& error, const char* what) {
-    return tl::unexpected(ExitReport::of(error, what));
-  };
   if (options.comparing) {
     const std::string path = options.compare.empty() ? options.history : options.compare;
-    if (path.empty())
-      return tl::unexpected(
-          ExitReport{kUsage, "--compare", "name a history: --compare FILE, or --history FILE"});
+    if (path.empty()) return stop(kUsage, "--compare", "name a history: --compare FILE, or --history FILE");
     std::error_code error;
     // The first run of a history has nothing to compare with yet.
     if (fs::exists(path, error) || path != options.history) {
@@ -127,23 +122,20 @@ tl::expected<void, ExitReport> prepare_model(const BenchOptions& options, const 
   std::error_code error;
   const fs::path model = fs::canonical(bench.plan.session.stack.model_dir, error);
   if (error || !fs::is_directory(model, error)) {
-    return tl::unexpected(
-        ExitReport{kModel, bench.plan.session.stack.model_dir,
-                   "there is no such model directory. Give the directory that holds config.json"});
+    return stop(kModel, bench.plan.session.stack.model_dir,
+                "there is no such model directory. Give the directory that holds config.json");
   }
   const auto checkpoint = Checkpoint::open(model.string());
-  if (!checkpoint) return tl::unexpected(ExitReport::of(checkpoint.error(), "model"));
+  if (!checkpoint) return stop(checkpoint.error(), "model");
   const auto costs = ModelCosts::of(*checkpoint);
-  if (!costs) return tl::unexpected(ExitReport::of(costs.error(), "model"));
+  if (!costs) return stop(costs.error(), "model");
   bench.costs = *costs;
 
   BenchPlan& plan = bench.plan;
   std::uint64_t needed = 0;
   for (const BenchTest& test : bench.tests) needed = std::max(needed, ids_needed(plan, test));
   const auto from = choose_ids(options, *checkpoint, needed, plan.ids);
-  if (!from)
-    return tl::unexpected(
-        ExitReport::of(from.error(), options.tokens_file.empty() ? "ids" : "--tokens-file"));
+  if (!from) return stop(from.error(), options.tokens_file.empty() ? "ids" : "--tokens-file");
   bench.head = head_of(*checkpoint, bench.costs, *from);
 
   plan.threads = options.session.stack.threads.value_or(settings.threads);
@@ -161,20 +153,18 @@ tl::expected<Bench, ExitReport> prepare_bench(const BenchOptions& options, Conte
   Bench bench;
   bench.tests = tests_of(options);
   if (bench.tests.empty())
-    return tl::unexpected(ExitReport{
-        kUsage, "bench", "there is nothing to measure: -p, -n, --state and --warm-up leave no test"});
+    return stop(kUsage, "bench", "there is nothing to measure: -p, -n, --state and --warm-up leave no test");
   const auto format = parse_bench_format(options.output);
-  if (!format) return tl::unexpected(ExitReport::of(format.error(), "--output"));
+  if (!format) return stop(format.error(), "--output");
   bench.format = *format;
   const auto settings = load_settings();
-  if (!settings) return tl::unexpected(ExitReport::of(settings.error(), "configuration"));
+  if (!settings) return stop(settings.error(), "configuration");
   bench.plan.session = options.session;
   bench.plan.session.always_private = true;
   bench.plan.warm_up = options.warm_up;
   std::string& model_dir = bench.plan.session.stack.model_dir;
   if (model_dir.empty()) model_dir = settings->model_dir;
-  if (model_dir.empty())
-    return tl::unexpected(ExitReport{kUsage, "bench", "name a model: stoker bench MODEL_DIR"});
+  if (model_dir.empty()) return stop(kUsage, "bench", "name a model: stoker bench MODEL_DIR");
   if (auto ready = prepare_history(options, bench); !ready) return tl::unexpected(ready.error());
   if (auto ready = prepare_model(options, *settings, bench); !ready) return tl::unexpected(ready.error());
   if (worker_listens(settings->run_dir))

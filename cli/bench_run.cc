@@ -6,15 +6,11 @@
 namespace stoker::cli {
 
 using namespace std::chrono_literals;
-using Json = nlohmann::json;
+using Json = nlohmann::ordered_json;
 
 namespace {
 
 constexpr Duration kStatusWait = 30s;
-
-tl::unexpected<ExitReport> stop(int code, std::string what, std::string why) {
-  return tl::unexpected(ExitReport{code, std::move(what), std::move(why)});
-}
 
 /// Growth of a counter of the status between two looks.
 std::uint64_t growth(const Json& before, const Json& after, const char* group, const char* name) {
@@ -61,7 +57,7 @@ void read_bandwidths(const Json& worker, double memory, BenchSample& sample) {
 
 tl::expected<Json, ExitReport> BenchRunner::status(Session& session) {
   const auto text = session.client().status(kStatusWait);
-  if (!text) return tl::unexpected(ExitReport::of(text.error(), "status"));
+  if (!text) return stop(text.error(), "status");
   Json json = Json::parse(*text, nullptr, false);
   if (!json.is_object()) return stop(kFailure, "status", "the worker's answer is not JSON");
   return json;
@@ -78,7 +74,7 @@ tl::expected<wire::Stats, ExitReport> BenchRunner::request(Session& session, std
   for (std::uint32_t i = 0; i < prompt; ++i) request.mutable_tokens()->add_ids(id[i]);
   for (std::uint32_t i = prompt; i < prompt + generated; ++i) request.add_forced(id[i]);
   const auto outcome = generate(session.client(), request, {}, interrupts_, std::nullopt, context_.clock);
-  if (!outcome) return tl::unexpected(ExitReport::of(outcome.error(), "worker"));
+  if (!outcome) return stop(outcome.error(), "worker");
   if (outcome->end != GenerateOutcome::End::done)
     return stop(exit_code_of_signal(outcome->signal), "interrupted", "the benchmark was not complete");
   const wire::Stats& stats = outcome->done->stats();
@@ -129,7 +125,7 @@ tl::expected<BenchSample, ExitReport> BenchRunner::measure(const BenchTest& test
   const auto disk = measure_disk(plan_.disk, interrupts_);
   if (!disk) return tl::unexpected(disk.error());
   const auto memory = measure_memory(plan_.threads, context_.clock);
-  if (!memory) return tl::unexpected(ExitReport::of(memory.error(), "bench"));
+  if (!memory) return stop(memory.error(), "bench");
   auto session = Session::open(context_, interrupts_, plan_.session);
   if (!session) return tl::unexpected(session.error());
   auto sample = measure_on(*session, test, *memory);

@@ -45,7 +45,7 @@ class BenchRunner {
                                                    double memory_bandwidth);
   tl::expected<wire::Stats, ExitReport> request(Session& session, std::size_t first, std::uint32_t prompt,
                                                 std::uint32_t generated);
-  tl::expected<nlohmann::json, ExitReport> status(Session& session);
+  tl::expected<nlohmann::ordered_json, ExitReport> status(Session& session);
 
   const BenchPlan& plan_;
   Interrupts& interrupts_;

@@ -30,6 +30,12 @@ struct ExitReport {
   }
 };
 inline int report(const ExitReport& r) { return report(r.code, r.what, r.why); }
+inline tl::unexpected<ExitReport> stop(int code, std::string what, std::string why) {
+  return tl::unexpected<ExitReport>(ExitReport{code, std::move(what), std::move(why)});
+}
+inline tl::unexpected<ExitReport> stop(const Error& error, std::string what) {
+  return tl::unexpected<ExitReport>(ExitReport::of(error, std::move(what)));
+}
 
 /// Configuration files and environment (no flags): where the run directory and the model are by default.
 Result<Config> load_settings();

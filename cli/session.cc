@@ -12,15 +12,8 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr Duration kStatusWait = 5s;
-constexpr Duration kProbeEvery = 20ms;
-
-tl::unexpected<ExitReport> stop(const Error& error, const std::string& what) {
-  return tl::unexpected<ExitReport>(ExitReport::of(error, what));
-}
-tl::unexpected<ExitReport> stop(int code, std::string what, std::string why) {
-  return tl::unexpected<ExitReport>(ExitReport{code, std::move(what), std::move(why)});
-}
+constexpr Duration kAnswerWait = 5s;
+constexpr Duration kStartProbeEvery = 20ms;
 
 std::string canonical_or_same(const std::string& path) {
   std::error_code error;
@@ -69,7 +62,7 @@ tl::expected<Session, ExitReport> Session::open(Context& context, Interrupts& in
     auto client = Client::connect(options.run_dir, context.clock);
     if (!client) return stop(client.error(), options.run_dir);
     session.client_.emplace(*std::move(client));
-    const auto status = session.client_->status(kStatusWait);
+    const auto status = session.client_->status(kAnswerWait);
     if (!status) return stop(status.error(), options.run_dir);
     session.model_dir_ = model_in_status(*status);
     const bool same = canonical_or_same(session.model_dir_) == canonical_or_same(options.stack.model_dir);
@@ -140,7 +133,7 @@ tl::expected<void, ExitReport> Session::wait_ready(Context& context, Interrupts&
     const auto waited = static_cast<long>(seconds(context.clock.now() - began));
     context.terminal.progress("loading " + model_dir_ +
                               (waited > 0 ? " · " + std::to_string(waited) + " s" : ""));
-    wait_any({interrupts.fd(), stack_ ? stack_->fd() : -1}, kProbeEvery);
+    wait_any({interrupts.fd(), stack_ ? stack_->fd() : -1}, kStartProbeEvery);
   }
   context.terminal.clear_progress();
   return {};
