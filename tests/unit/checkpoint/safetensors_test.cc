@@ -8,8 +8,8 @@ using namespace stoker;
 
 namespace {
 
-Result<std::vector<TensorInfo>> parse(const std::string& json, std::uint64_t data_bytes) {
-  return parse_safetensors_header(json, json.size(), 8 + json.size() + data_bytes);
+Result<std::vector<TensorInfo>> parse(const std::string& header, std::uint64_t data_bytes) {
+  return parse_safetensors_header(header, header.size(), 8 + header.size() + data_bytes);
 }
 
 std::string one(const std::string& body) { return "{\"t\":{" + body + "}}"; }
@@ -50,7 +50,7 @@ TEST_CASE("tensors come sorted by offset, holes and other dtypes are allowed", "
 
 TEST_CASE("hostile headers are refused", "[safetensors]") {
   struct Row {
-    std::string json;
+    std::string header;
     Errc code;
     const char* part;
   };
@@ -101,20 +101,20 @@ TEST_CASE("hostile headers are refused", "[safetensors]") {
       {std::string(200'000, '['), Errc::corrupt, "list"},
   };
   for (const Row& row : rows) {
-    INFO(row.json.substr(0, 120));
-    CHECK_FAILS(parse(row.json, 100), row.code, row.part);
+    INFO(row.header.substr(0, 120));
+    CHECK_FAILS(parse(row.header, 100), row.code, row.part);
   }
 }
 
 TEST_CASE("a tensor beyond the file names both sizes", "[safetensors]") {
-  const std::string json = one(R"("dtype":"U8","shape":[100],"data_offsets":[0,100])");
-  const std::uint64_t whole = 8 + json.size() + 100;
-  REQUIRE(parse_safetensors_header(json, json.size(), whole));
-  const Error e = test::error_of(parse_safetensors_header(json, json.size(), whole - 1));
+  const std::string header = one(R"("dtype":"U8","shape":[100],"data_offsets":[0,100])");
+  const std::uint64_t whole = 8 + header.size() + 100;
+  REQUIRE(parse_safetensors_header(header, header.size(), whole));
+  const Error e = test::error_of(parse_safetensors_header(header, header.size(), whole - 1));
   CHECK_THAT(e.message, Catch::Matchers::Contains(std::to_string(whole)) &&
                             Catch::Matchers::Contains(std::to_string(whole - 1)));
-  CHECK_FAILS(parse_safetensors_header(json, json.size(), 8), Errc::corrupt, "truncated");
-  CHECK_FAILS(parse_safetensors_header(json, 1ULL << 40, 1ULL << 50), Errc::corrupt, "limit");
+  CHECK_FAILS(parse_safetensors_header(header, header.size(), 8), Errc::corrupt, "truncated");
+  CHECK_FAILS(parse_safetensors_header(header, 1ULL << 40, 1ULL << 50), Errc::corrupt, "limit");
 }
 
 TEST_CASE("files that are no safetensors files are refused with their path", "[safetensors]") {

@@ -2,16 +2,10 @@
 
 #include "gpu-worker/text/tokenizer.h"
 #include "gpu-worker/text/utf8.h"
-#include "tests/unit/text/test_data.h"
+#include "tests/unit/text/fixture.h"
 
 namespace stoker {
 namespace {
-
-Tokenizer fixture() {
-  auto tokenizer = Tokenizer::load(test::data_path("tokenizer.json"));
-  REQUIRE(tokenizer.has_value());
-  return std::move(*tokenizer);
-}
 
 /// The id of a single byte: bytes come first in the fixture's vocabulary, so their tokens are one byte long.
 std::uint32_t byte_id(const Tokenizer& tokenizer, unsigned char byte) {
@@ -33,13 +27,13 @@ std::string stream(const Tokenizer& tokenizer, const std::string& bytes) {
 }
 
 TEST_CASE("characters come out whole, whatever bytes the tokens end at") {
-  const Tokenizer tokenizer = fixture();
+  const Tokenizer tokenizer = test::fixture();
   CHECK(stream(tokenizer, "aä火🔥z") == "aä火🔥z");
 }
 
 // Table 3-8 of the Unicode standard and its neighbours; Python's errors="replace" gives the same.
 TEST_CASE("bytes that are no UTF-8 become one U+FFFD per maximal subsequence") {
-  const Tokenizer tokenizer = fixture();
+  const Tokenizer tokenizer = test::fixture();
   const std::string r(kReplacementCharacter);
   CHECK(stream(tokenizer, "a\x80z") == "a" + r + "z");
   CHECK(stream(tokenizer, "\xF1\x80\x80z") == r + "z");
@@ -52,7 +46,7 @@ TEST_CASE("bytes that are no UTF-8 become one U+FFFD per maximal subsequence") {
 }
 
 TEST_CASE("ids without a token add nothing to a stream") {
-  const Tokenizer tokenizer = fixture();
+  const Tokenizer tokenizer = test::fixture();
   StreamDecoder decoder(tokenizer, true);
   CHECK(decoder.push(0xFFFFFFFF).empty());
   CHECK(decoder.push(*tokenizer.find("<|im_end|>")).empty());

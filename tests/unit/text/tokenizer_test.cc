@@ -2,19 +2,13 @@
 
 #include <thread>
 
-#include "tests/unit/text/test_data.h"
+#include "tests/unit/text/fixture.h"
 
 namespace stoker {
 namespace {
 
 using nlohmann::json;
 using Ids = std::vector<std::uint32_t>;
-
-Tokenizer fixture() {
-  auto tokenizer = Tokenizer::load(test::data_path("tokenizer.json"));
-  REQUIRE(tokenizer.has_value());
-  return std::move(*tokenizer);
-}
 
 Ids encode(const Tokenizer& tokenizer, const std::string& text, AddedTokens added = AddedTokens::match) {
   const auto ids = tokenizer.encode(text, added);
@@ -23,7 +17,7 @@ Ids encode(const Tokenizer& tokenizer, const std::string& text, AddedTokens adde
 }
 
 TEST_CASE("ids equal those of Hugging Face tokenizers") {
-  const Tokenizer tokenizer = fixture();
+  const Tokenizer tokenizer = test::fixture();
   const auto rows = test::read_json_lines("golden_tokens.jsonl");
   REQUIRE(rows.size() > 300);
   for (const json& row : rows) {
@@ -48,7 +42,7 @@ TEST_CASE("merges may be written as \"a b\"") {
 }
 
 TEST_CASE("decoding gives the text back") {
-  const Tokenizer tokenizer = fixture();
+  const Tokenizer tokenizer = test::fixture();
   const std::string text = "Feuer 火夫 🔥\n\tx = 'a'<|im_end|><tool_call>\x01";
   const Ids ids = encode(tokenizer, text);
   CHECK(tokenizer.decode(ids, false).value() == text);
@@ -56,7 +50,7 @@ TEST_CASE("decoding gives the text back") {
 }
 
 TEST_CASE("added tokens have names, bytes and a special flag") {
-  const Tokenizer tokenizer = fixture();
+  const Tokenizer tokenizer = test::fixture();
   const auto end = tokenizer.find("<|im_end|>");
   const auto call = tokenizer.find("<tool_call>");
   REQUIRE(end.has_value());
@@ -71,7 +65,7 @@ TEST_CASE("added tokens have names, bytes and a special flag") {
 }
 
 TEST_CASE("an id without a token is refused by decode") {
-  const Tokenizer tokenizer = fixture();
+  const Tokenizer tokenizer = test::fixture();
   const auto text = tokenizer.decode(Ids{5, 99999}, false);
   REQUIRE_FALSE(text.has_value());
   CHECK(text.error().code == Errc::invalid);
@@ -79,7 +73,7 @@ TEST_CASE("an id without a token is refused by decode") {
 }
 
 TEST_CASE("invalid UTF-8 is refused with its byte offset") {
-  const Tokenizer tokenizer = fixture();
+  const Tokenizer tokenizer = test::fixture();
   struct Case {
     std::string text;
     std::string place;
@@ -99,7 +93,7 @@ TEST_CASE("invalid UTF-8 is refused with its byte offset") {
 }
 
 TEST_CASE("long runs are not quadratic and give the ids of short ones") {
-  const Tokenizer tokenizer = fixture();
+  const Tokenizer tokenizer = test::fixture();
   // A quadratic merge loop would need hours here, so this test ends or does not.
   const Ids ids = encode(tokenizer, std::string(1 << 20, 'a'));
   CHECK(tokenizer.decode(ids, false).value().size() == 1 << 20);
@@ -113,7 +107,7 @@ TEST_CASE("long runs are not quadratic and give the ids of short ones") {
 }
 
 TEST_CASE("one tokenizer serves several threads") {
-  const Tokenizer tokenizer = fixture();
+  const Tokenizer tokenizer = test::fixture();
   const auto rows = test::read_json_lines("golden_tokens.jsonl");
   std::vector<int> wrong(4, 0);
   std::vector<std::thread> threads;

@@ -11,10 +11,10 @@ using namespace stoker;
 
 namespace {
 
-const TraceShape kShape{.layers = 2, .experts = 8, .top_k = 2, .candidates = 3, .expert_bytes = 99};
+const TraceShape kFileShape{.layers = 2, .experts = 8, .top_k = 2, .candidates = 3, .expert_bytes = 99};
 
 TraceToken token(std::uint32_t id) {
-  TraceToken t = TraceToken::sized(kShape);
+  TraceToken t = TraceToken::sized(kFileShape);
   t.step = 7 + id;
   t.sequence = 3;
   t.token = id;
@@ -38,7 +38,7 @@ struct File {
 };
 
 std::string written(const File& file, std::uint32_t tokens) {
-  auto writer = TraceWriter::create(file.path, kShape);
+  auto writer = TraceWriter::create(file.path, kFileShape);
   REQUIRE(writer);
   for (std::uint32_t i = 0; i < tokens; ++i) REQUIRE(writer->append(token(i)));
   REQUIRE(writer->close());
@@ -52,7 +52,7 @@ TEST_CASE("a trace comes back as it was written") {
   written(file, 3);
   const auto trace = read_trace(file.path);
   REQUIRE(trace);
-  CHECK(trace->shape == kShape);
+  CHECK(trace->shape == kFileShape);
   CHECK(trace->bytes_ignored == 0);
   REQUIRE(trace->tokens.size() == 3);
   const TraceToken& t = trace->tokens[2];
@@ -110,7 +110,7 @@ TEST_CASE("version 1, without times, is still read; a token without times is wri
   CHECK(before->tokens[1].times.empty());
   CHECK(before->tokens[1].candidates == token(1).candidates);
 
-  auto writer = TraceWriter::create(file.path, kShape);
+  auto writer = TraceWriter::create(file.path, kFileShape);
   REQUIRE(writer);
   REQUIRE(writer->append(before->tokens[0]));
   REQUIRE(writer->close());
