@@ -39,8 +39,12 @@ struct Info {
 
 enum class Code : std::uint8_t { f8_e4m3, bf16, f16, f32 };
 
+/// Scales of FP8 matrices are smaller: kernels multiply them by 2^120 (kernels/lanes.cuh). Published
+/// checkpoints have less than 1.
+inline constexpr float kScaleLimit = 128.0F;
+
 /// A row-major weight matrix in device memory, 16-byte aligned. FP8: a tile of block_rows x block_cols shares
-/// a scale, row-major [ceil(rows/block_rows), ceil(cols/block_cols)].
+/// a scale below kScaleLimit, row-major [ceil(rows/block_rows), ceil(cols/block_cols)].
 struct Matrix {
   const void* data;
   const float* scales;
@@ -167,7 +171,7 @@ struct Expert {
   const void* gate;  ///< [inner, hidden], 16-byte aligned
   const void* up;
   const void* down;     ///< [hidden, inner]
-  const float* scales;  ///< FP8: gate tiles, up tiles, down tiles
+  const float* scales;  ///< FP8: gate tiles, up tiles, down tiles; below kScaleLimit
   std::uint32_t first, count;
 };
 

@@ -1,6 +1,7 @@
 #include "gpu-worker/cuda/device_weights.h"
 
 #include <algorithm>
+#include <cmath>
 #include <string>
 
 #include "shm/base/check.h"
@@ -21,13 +22,24 @@ class Uploader {
   const T* array(const T* from, std::size_t count) {
     return reinterpret_cast<const T*>(bytes(from, count * sizeof(T)));
   }
+  /// Of FP8 matrices: device::Matrix says how large they may be.
+  const float* scales(const float* from, std::size_t count) {
+    const auto large = std::find_if(from, from + count,
+                                    [](float scale) { return !(std::fabs(scale) < device::kScaleLimit); });
+    if (large != from + count && error_.message.empty())
+      error_ = {Errc::unsupported, 0,
+                "an FP8 scale is " + std::to_string(*large) + ", on a GPU they must be below " +
+                    std::to_string(static_cast<int>(device::kScaleLimit)) + ": give --device cpu"};
+    return array(from, count);
+  }
   const float* floats(const FloatBuffer& from) { return array(from.data(), from.size()); }
   device::Matrix matrix(const Matrix& m) {
     if (m.rows == 0) return {};
     const void* data = bytes(m.data, m.bytes());
     const float* scales = nullptr;
     if (m.scales != nullptr)
-      scales = array(m.scales, std::size_t{(m.rows + m.block_rows - 1) / m.block_rows} * m.scale_cols());
+      scales =
+          this->scales(m.scales, std::size_t{(m.rows + m.block_rows - 1) / m.block_rows} * m.scale_cols());
     return {data, scales, m.rows, m.cols, m.block_rows, m.block_cols, code_of(m.dtype)};
   }
   /// The first failure of all the calls.
@@ -136,7 +148,7 @@ Result<DeviceWeights> DeviceWeights::upload(const device::Api& api, device::Stre
         return fail(Errc::layout, "the weights segment has no " + name + ": restart the loader");
       out.scales_per_expert = static_cast<std::uint32_t>(scales->elements() / config.experts);
       layer.moe.expert_scales =
-          up.array(reinterpret_cast<const float*>(image.data(*scales)), scales->elements());
+          up.scales(reinterpret_cast<const float*>(image.data(*scales)), scales->elements());
     }
     out.layers.push_back(layer);
   }

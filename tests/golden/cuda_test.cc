@@ -136,6 +136,16 @@ TEST_CASE("cuda: too little memory is an error with both numbers", "[refused]") 
   CHECK(model.error().message.find("--vram") != std::string::npos);
 }
 
+TEST_CASE("cuda: a scale that the kernels cannot take is refused, the CPU computes with it", "[refused]") {
+  const auto opened = open_golden("a_fp8");
+  opened->expert_scales(1)[3] = device::kScaleLimit;
+  const auto model = opened->load_cuda(small_options());
+  REQUIRE(!model.has_value());
+  CHECK(model.error().code == Errc::unsupported);
+  CHECK(model.error().message.find("--device cpu") != std::string::npos);
+  CHECK(opened->load_model(Simd::automatic).has_value());
+}
+
 TEST_CASE("cuda: a context that is full fails its own sequence only", "[refused]") {
   const auto opened = open_golden("t0");
   CudaOptions options = small_options();

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "checkpoint/checkpoint.h"
+#include "shm/base/check.h"
 #include "tests/golden/golden_checkpoint.h"
 
 namespace stoker::golden {
@@ -90,6 +91,13 @@ Result<std::unique_ptr<Model>> GoldenRun::load_model(Simd simd, const ModelConfi
   CpuOptions options;
   options.simd = simd;
   return Model::load_cpu(config, *weights_, options, clock_);
+}
+
+std::span<float> GoldenRun::expert_scales(std::uint32_t layer) {
+  const TensorInfo* scales = weights_->find("stoker.layers." + std::to_string(layer) + ".expert_scales");
+  STOKER_CHECK(scales != nullptr);
+  const auto offset = weights_->data(*scales) - image_.data();
+  return {reinterpret_cast<float*>(image_.data() + offset), scales->elements()};
 }
 
 Result<std::unique_ptr<CudaModel>> GoldenRun::load_cuda(CudaOptions options) const {

@@ -28,6 +28,8 @@ class GoldenRun {
   Result<std::unique_ptr<Model>> load_model(Simd simd, const ModelConfig& config) const;
   /// On a device; see CudaOptions. Experts are copied from pinned memory, as from a pool.
   Result<std::unique_ptr<CudaModel>> load_cuda(CudaOptions options) const;
+  /// FP8 scales of one layer's experts, to be damaged.
+  [[nodiscard]] std::span<float> expert_scales(std::uint32_t layer);
 
  private:
   explicit GoldenRun(Golden golden) : golden_(std::move(golden)) {}

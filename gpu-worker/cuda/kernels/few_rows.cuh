@@ -66,30 +66,50 @@ __device__ __forceinline__ uint4 interleave(unsigned a, unsigned b, unsigned c, 
   }
 }
 
+/// Where a lane finds its column's weights in the chunk: column 16 j + lane at offset 16 j + offsets[j's
+/// variant], in units of what column_weights() reads. Made once: nothing is computed per read.
+template <Code kCode>
+struct LaneOffsets {
+  unsigned offsets[4];
+  __device__ __forceinline__ LaneOffsets() {
+    const unsigned lane = lane16();
+    STOKER_UNROLL
+    for (unsigned v = 0; v < 4; ++v) {
+      if constexpr (kCode == Code::f8_e4m3) {
+        offsets[v] = quarter_at(2 * v, lane / 4) * 4 + lane % 4 - 2 * v * 16;
+      } else if constexpr (kCode == Code::f32) {
+        offsets[v] = quarter_at(4 * v + lane / 4, lane % 4) - v * 16;
+      } else {
+        offsets[v] = quarter_at(2 * v + lane / 8, lane % 8 / 2) * 2 + lane % 2 - v * 16;
+      }
+    }
+  }
+  __device__ __forceinline__ unsigned at(unsigned j) const {
+    return 16 * j + offsets[(kCode == Code::f8_e4m3 ? j / 2 : j) % 4];
+  }
+};
+
 /// The four rows' weights of this lane's column in group j of the chunk. nans: marks of NaN codes, a byte
 /// each row; they are applied once at the end, since a NaN stays one.
 template <Code kCode>
-__device__ __forceinline__ void column_weights(const ChunkBuffer& buffer, unsigned j, const float4& scales,
+__device__ __forceinline__ void column_weights(const ChunkBuffer& buffer, unsigned at, const float4& scales,
                                                float (&w)[4], unsigned& nans) {
-  const unsigned lane = lane16();
   if constexpr (kCode == Code::f8_e4m3) {
-    const unsigned codes =
-        reinterpret_cast<const unsigned*>(buffer.quarters)[quarter_at(j, lane / 4) * 4 + lane % 4];
-    nans |= f8_nans(codes);
-    f8_values(codes, w);
+    const unsigned codes = reinterpret_cast<const unsigned*>(buffer.quarters)[at];
+    if (!kF8NanIsNan) nans |= f8_nans(codes);
+    f8_folded(codes, w);
     w[0] *= scales.x;
     w[1] *= scales.y;
     w[2] *= scales.z;
     w[3] *= scales.w;
   } else if constexpr (kCode == Code::f32) {
-    const uint4 u = buffer.quarters[quarter_at(4 * j + lane / 4, lane % 4)];
+    const uint4 u = buffer.quarters[at];
     w[0] = __uint_as_float(u.x);
     w[1] = __uint_as_float(u.y);
     w[2] = __uint_as_float(u.z);
     w[3] = __uint_as_float(u.w);
   } else {
-    const uint2 u = reinterpret_cast<const uint2*>(
-        buffer.quarters)[quarter_at(2 * j + lane / 8, lane % 8 / 2) * 2 + lane % 2];
+    const uint2 u = reinterpret_cast<const uint2*>(buffer.quarters)[at];
     if constexpr (kCode == Code::bf16) {
       w[0] = __uint_as_float(u.x << 16);
       w[1] = __uint_as_float(u.x & 0xFFFF'0000U);
@@ -106,23 +126,26 @@ __device__ __forceinline__ void column_weights(const ChunkBuffer& buffer, unsign
 
 /// acc[r * kX + i] += the chunk of row r times x i, columns from `base` on.
 template <Code kCode, int kX, bool kWhole>
-__device__ __forceinline__ void multiply_chunk(const ChunkBuffer& buffer, const float* x,
-                                               const unsigned (&x_at)[kX], unsigned base, unsigned cols,
-                                               float (&acc)[4 * kX], unsigned& nans) {
+__device__ __forceinline__ void multiply_chunk(const ChunkBuffer& buffer, const LaneOffsets<kCode>& lanes,
+                                               const float* x, const unsigned (&x_at)[kX], unsigned base,
+                                               unsigned cols, float (&acc)[4 * kX], unsigned& nans) {
   using C = Chunk<kCode>;
   STOKER_UNROLL_BY(1)
   for (unsigned run = 0; run < C::kGroups / C::kRun; ++run) {
     const float4 scales = kCode == Code::f8_e4m3 ? buffer.scales[run] : float4{};
+    const unsigned begin = base + run * C::kRun * 16 + lane16();
+    const float* from[kX];  // what is added below are constants
+    STOKER_UNROLL
+    for (int n = 0; n < kX; ++n) from[n] = x + x_at[n] + begin;
+    const unsigned group = run * C::kRun;
     STOKER_UNROLL
     for (unsigned i = 0; i < C::kRun; ++i) {
-      const unsigned j = run * C::kRun + i;
-      if (!kWhole && base + 16 * j >= cols) break;
-      const unsigned k = base + 16 * j + lane16();
+      if (!kWhole && base + 16 * (group + i) >= cols) break;
       float w[4];
-      column_weights<kCode>(buffer, j, scales, w, nans);
+      column_weights<kCode>(buffer, 16 * group + lanes.at(i), scales, w, nans);
       STOKER_UNROLL
       for (int n = 0; n < kX; ++n) {
-        const float xk = kWhole || k < cols ? __ldg(x + x_at[n] + k) : 0.0F;
+        const float xk = kWhole || begin + 16 * i < cols ? __ldg(from[n] + 16 * i) : 0.0F;
         STOKER_UNROLL
         for (int r = 0; r < 4; ++r) acc[r * kX + n] = fmaf(w[r], xk, acc[r * kX + n]);
       }
@@ -138,7 +161,7 @@ class FourRows {
       : buffer_(buffer), cols_(cols), block_cols_(block_cols) {
     STOKER_UNROLL
     for (unsigned r = 0; r < 4; ++r) {
-      data_[r] = rows[r].data;
+      data_[r] = rows[r].data + lane16() * 16;
       if (r == 0 || lane16() % 4 == r) scales_ = rows[r].scales;
     }
   }
@@ -148,20 +171,21 @@ class FourRows {
     uint4 bytes[4];
     float scale;
   };
+  /// kWhole: the chunk lies within the rows.
+  template <bool kWhole>
   __device__ __forceinline__ void load(unsigned base, Load& out) const {
-    const unsigned column = base + lane16() * Chunk<kCode>::kPerLoad;
     STOKER_UNROLL
     for (int r = 0; r < 4; ++r) {
       out.bytes[r] =
-          column < cols_
-              ? __ldg(reinterpret_cast<const uint4*>(data_[r] + std::size_t{column} * kBytesOf<kCode>))
+          kWhole || base + lane16() * Chunk<kCode>::kPerLoad < cols_
+              ? __ldg(reinterpret_cast<const uint4*>(data_[r] + std::size_t{base} * kBytesOf<kCode>))
               : make_uint4(0, 0, 0, 0);
     }
     if constexpr (kCode == Code::f8_e4m3) {
-      const unsigned first = base + lane16() / 4 * 128;
+      const unsigned part = base / 128 + lane16() / 4;
       const unsigned at =
-          block_cols_ == 128 ? first / 128 : first / block_cols_;  // the usual, without division
-      out.scale = lane16() < 8 && first < cols_ ? __ldg(scales_ + at) : 0.0F;
+          block_cols_ == 128 ? part : part * 128 / block_cols_;  // the usual, without division
+      out.scale = lane16() < 8 && (kWhole || part * 128 < cols_) ? __ldg(scales_ + at) * kF8Fold : 0.0F;
     }
   }
   __device__ __forceinline__ void store(const Load& in) {
@@ -178,8 +202,8 @@ class FourRows {
 
  private:
   ChunkBuffer& buffer_;
-  const unsigned char* data_[4];
-  const float* scales_;  ///< of row lane % 4
+  const unsigned char* data_[4];  ///< this lane's part
+  const float* scales_;           ///< of row lane % 4
   unsigned cols_, block_cols_;
 };
 
@@ -192,13 +216,15 @@ __device__ __forceinline__ void few_rows(const RowView (&rows)[4], unsigned cols
   constexpr unsigned kColumns = Chunk<kCode>::kColumns;
   constexpr unsigned kDepth = kX == 1 ? 4 : kX == 8 ? 1 : 2;
   FourRows<kCode> w(rows, cols, block_cols, buffer);
+  const LaneOffsets<kCode> lanes;
   const unsigned whole = cols / kColumns * kColumns;
   unsigned nans = 0;
   STOKER_UNROLL
   for (int i = 0; i < 4 * kX; ++i) acc[i] = 0.0F;
   typename FourRows<kCode>::Load ahead[kDepth];
   STOKER_UNROLL
-  for (unsigned d = 0; d < kDepth; ++d) w.load(d * kColumns, ahead[d]);
+  for (unsigned d = 0; d < kDepth; ++d)
+    if (d * kColumns < whole) w.template load<true>(d * kColumns, ahead[d]);
   for (unsigned base = 0; base < whole; base += kDepth * kColumns) {
     STOKER_UNROLL
     for (unsigned d = 0; d < kDepth; ++d) {
@@ -206,16 +232,16 @@ __device__ __forceinline__ void few_rows(const RowView (&rows)[4], unsigned cols
       if (at >= whole) break;
       w.store(ahead[d]);
       __syncwarp();
-      if (at + kDepth * kColumns < whole) w.load(at + kDepth * kColumns, ahead[d]);
-      multiply_chunk<kCode, kX, true>(buffer, x, x_at, at, cols, acc, nans);
+      if (at + kDepth * kColumns < whole) w.template load<true>(at + kDepth * kColumns, ahead[d]);
+      multiply_chunk<kCode, kX, true>(buffer, lanes, x, x_at, at, cols, acc, nans);
       __syncwarp();
     }
   }
   if (whole < cols) {
-    w.load(whole, ahead[0]);
+    w.template load<false>(whole, ahead[0]);
     w.store(ahead[0]);
     __syncwarp();
-    multiply_chunk<kCode, kX, false>(buffer, x, x_at, whole, cols, acc, nans);
+    multiply_chunk<kCode, kX, false>(buffer, lanes, x, x_at, whole, cols, acc, nans);
     __syncwarp();
   }
   STOKER_UNROLL

@@ -113,6 +113,32 @@ __device__ __forceinline__ unsigned f8_nans(unsigned codes) {
   return ((codes & 0x7F7F'7F7FU) + 0x0101'0101U) & 0x8080'8080U;
 }
 
+/// Values of four E4M3FN codes over kF8Fold, for products with a scale that was multiplied by it: exact, and
+/// one instruction less per weight. Where the hardware converts, NaN codes are NaN; elsewhere see f8_nans.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+constexpr float kF8Fold = 1.0F;
+constexpr bool kF8NanIsNan = true;
+__device__ __forceinline__ void f8_folded(unsigned codes, float (&out)[4]) {
+  STOKER_UNROLL
+  for (unsigned i = 0; i < 2; ++i) {
+    const auto pair = static_cast<__nv_fp8x2_storage_t>(codes >> (16 * i));
+    const __half2 halves = __nv_cvt_fp8x2_to_halfraw2(pair, __NV_E4M3);
+    out[2 * i] = __low2float(halves);
+    out[2 * i + 1] = __high2float(halves);
+  }
+}
+#else
+constexpr float kF8Fold = 0x1p120F;
+constexpr bool kF8NanIsNan = false;
+__device__ __forceinline__ void f8_folded(unsigned codes, float (&out)[4]) {
+  STOKER_UNROLL
+  for (unsigned i = 0; i < 4; ++i) {
+    const int signed_top = static_cast<int>(codes << (24 - 8 * i));
+    out[i] = __uint_as_float(static_cast<unsigned>(signed_top >> 4) & 0x87F0'0000U);
+  }
+}
+#endif
+
 __device__ __forceinline__ float quiet_nan() { return __uint_as_float(0x7FC0'0000U); }
 
 }  // namespace stoker::device

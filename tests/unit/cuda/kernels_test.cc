@@ -168,7 +168,7 @@ TEST_CASE("matmul: the shapes of decoding") {
 }
 
 TEST_CASE("matmul: every FP8 code under every kind of scale") {
-  for (const float scale : {1.0F, 0.0009765625F, 0.0017089844F, 300.0F, 1e30F, 1e-37F, 3e-39F, 0.3F}) {
+  for (const float scale : {1.0F, 0.0009765625F, 0.0017089844F, 127.99F, 1e-30F, 1e-37F, 3e-39F, 0.3F}) {
     Gpu gpu(1);
     // One code per row; x picks it.
     Stored w = [] {
