@@ -37,6 +37,11 @@ inline constexpr float kRepetitionPenalty = 100.0F;
 /// Logits of all positions are held in the send queue until the client has read them.
 inline constexpr std::uint64_t kLogitsReplyBytes = 4ULL << 30;
 
+/// Requests that the scheduler has not seen yet, in bytes: four of the largest message. Tokenising one takes
+/// seconds and a step that waits for a lost loader far longer; meanwhile clients must not fill the memory.
+inline constexpr std::size_t kWaitingRequestBytes = 256U << 20;
+static_assert(kWaitingRequestBytes >= kClientMessageBytes);  // one that is allowed fits when nothing waits
+
 /// LayerId and ExpertId are 16 bits wide.
 inline constexpr std::uint32_t kLayers = 1U << 12;
 inline constexpr std::uint32_t kExperts = 1U << 16;

@@ -1,7 +1,6 @@
 #include "daemons/worker/server.h"
 
 #include <array>
-#include <cstdlib>
 
 #include "daemons/common/log.h"
 #include "daemons/common/messages.h"
@@ -9,29 +8,36 @@
 namespace stoker {
 namespace {
 
-/// How long a stop may wait for the step in progress (a step that waits for a lost loader takes longer).
+/// How long a stop may wait for step and tokenising in progress (a step that waits for a lost loader takes
+/// longer).
 constexpr Duration kStopWait = std::chrono::seconds(5);
 
 }  // namespace
 
-Server::Server(ZmqSocket socket, EngineLoop& engine, const TextTools& tools,
+Server::Server(ZmqSocket socket, EngineLoop& engine, RequestIntake& intake,
                std::function<std::string()> status, const Clock& clock)
-    : socket_(std::move(socket)), engine_(engine), tools_(tools), status_(std::move(status)), clock_(clock) {}
+    : socket_(std::move(socket)),
+      engine_(engine),
+      intake_(intake),
+      status_(std::move(status)),
+      clock_(clock) {}
 
-Result<void> Server::run(StopSignals& signals) {
+Result<Server::End> Server::run(StopSignals& signals) {
   while (!signals.stop_requested()) {
     std::array items{PollItem{.socket = &socket_}, PollItem{.fd = engine_.event_fd()},
                      PollItem{.fd = signals.fd()}};
     STOKER_TRY_VOID(wait_readable(items, std::chrono::seconds(1)));
-    if (items[0].readable) STOKER_TRY_VOID(receive());
+    if (items[0].readable) {
+      STOKER_TRY_VOID(receive());
+    }
     if (items[1].readable) send_events();
     if (const std::optional<Error> lost = engine_.lost(); lost && engine_.finished()) {
+      intake_.stop();
       send_events();
       return tl::unexpected<Error>(*lost);
     }
   }
-  finish();
-  return {};
+  return finish();
 }
 
 Result<void> Server::receive() {
@@ -46,16 +52,16 @@ Result<void> Server::receive() {
 }
 
 void Server::handle(const std::string& client, const std::string& bytes) {
-  const auto message = parse_client(bytes);
+  auto message = parse_client(bytes);
   if (!message) return send(client, error_message("", error_code::kInvalidRequest, message.error().text()));
   if (const auto valid = validate(*message); !valid)
     return send(client,
                 error_message(request_id(*message), error_code::kInvalidRequest, valid.error().text()));
   switch (message->body_case()) {
     case wire::ClientMessage::kGenerate:
-      return generate(client, message->generate());
+      return intake_.submit(client, std::move(*message->mutable_generate()));
     case wire::ClientMessage::kCancel:
-      return engine_.cancel(client, message->cancel().id());
+      return intake_.cancel(client, message->cancel().id());
     case wire::ClientMessage::kStatus: {
       wire::ServerMessage reply;
       reply.mutable_status()->set_json(status_());
@@ -64,16 +70,6 @@ void Server::handle(const std::string& client, const std::string& bytes) {
     case wire::ClientMessage::BODY_NOT_SET:
       return;  // validate() refuses it
   }
-}
-
-void Server::generate(const std::string& client, const wire::GenerateRequest& wire) {
-  const Duration arrived = clock_.now();
-  const auto new_seed = [this] { return (std::uint64_t{random_()} << 32) | random_(); };
-  auto request = build_request(tools_, wire, new_seed);
-  if (!request) return send(client, error_message(wire.id(), request.error().code, request.error().text));
-  request->client = client;
-  request->arrived = arrived;
-  engine_.submit(*std::move(request));
 }
 
 void Server::send_events() {
@@ -92,23 +88,24 @@ void Server::send(const std::string& client, const wire::ServerMessage& message)
   } else {
     log_debug("a client is gone; its requests are cancelled");
   }
-  engine_.drop_client(client);
+  intake_.drop_client(client);
 }
 
-void Server::finish() {
+Server::End Server::finish() {
   log_info("stopping: ending requests");
+  intake_.stop();  // first: what it holds must not reach a stopped engine
   engine_.stop();
+  const auto finished = [this] { return engine_.finished() && intake_.finished(); };
   const Duration deadline = clock_.now() + kStopWait;
-  while (!engine_.finished() && clock_.now() < deadline) {
+  while (!finished() && clock_.now() < deadline) {
     std::array items{PollItem{.fd = engine_.event_fd()}};
     static_cast<void>(wait_readable(items, std::chrono::milliseconds(100)));
     send_events();
   }
   send_events();
-  if (engine_.finished()) return;
-  // The step waits for a loader that is gone. Leases and shared memory survive a kill, so this is safe too.
-  log_warn("the step in progress does not end; leaving without it");
-  std::_Exit(0);
+  if (finished()) return End::complete;
+  log_warn("the step or tokenising in progress does not end; leaving without it");
+  return End::unfinished;
 }
 
 }  // namespace stoker

@@ -1,0 +1,208 @@
+#include "daemons/worker/server.h"
+
+#include <signal.h>
+#include <unistd.h>
+
+#include <array>
+#include <cstdlib>
+#include <filesystem>
+#include <semaphore>
+
+#include "daemons/common/messages.h"
+#include "tests/unit/daemons/intake_rig.h"
+
+using namespace stoker;
+using namespace stoker::test;
+using namespace std::chrono_literals;
+
+namespace {
+
+class Directory {
+ public:
+  Directory() {
+    std::string name = (std::filesystem::temp_directory_path() / "stoker-server-XXXXXX").string();
+    REQUIRE(::mkdtemp(name.data()) != nullptr);
+    path_ = name;
+  }
+  Directory(const Directory&) = delete;
+  Directory& operator=(const Directory&) = delete;
+  ~Directory() { std::filesystem::remove_all(path_); }
+  [[nodiscard]] std::string socket() const { return path_ + "/worker.sock"; }
+
+ private:
+  std::string path_;
+};
+
+/// Fewer than the worker's, so that a client that does not read is noticed soon.
+constexpr int kQueue = 1000;
+
+template <class T>
+T take_value(Result<T> result) {
+  REQUIRE(result.has_value());
+  return *std::move(result);
+}
+
+/// Blocked before any thread starts, as in the worker.
+struct Signals {
+  StopSignals signals = take_value(StopSignals::make());
+};
+
+/// A server on a thread of its own. SIGTERM ends it.
+struct Harness : Signals, IntakeRig {
+  explicit Harness(IntakeLimits limits = {})
+      : IntakeRig(limits),
+        server(
+            take_value(ZmqSocket::bind(
+                context, ZmqRole::router, directory.socket(),
+                {.receive_bytes_max = limits::kClientMessageBytes, .send_queue = kQueue, .linger_ms = 1000})),
+            loop, intake, [] { return std::string("{\"fine\": true}"); }, clock),
+        thread([this] { served = server.run(signals); }) {}
+  ~Harness() {
+    door.open();
+    steps.release(kQueue);
+    stop();
+  }
+  Harness(const Harness&) = delete;
+  Harness& operator=(const Harness&) = delete;
+
+  /// From now on each step waits for steps.release().
+  void one_by_one() {
+    model.on_step = [this] { steps.acquire(); };
+  }
+  void stop() {
+    if (!thread.joinable()) return;
+    ::kill(::getpid(), SIGTERM);
+    thread.join();
+  }
+
+  std::counting_semaphore<> steps{0};
+  Directory directory;
+  ZmqContext context = take_value(ZmqContext::make());
+  Server server;
+  Result<Server::End> served = Server::End::unfinished;
+  std::thread thread;
+};
+
+class TestClient {
+ public:
+  explicit TestClient(const Harness& h)
+      : socket_(take_value(
+            ZmqSocket::connect(h.context, ZmqRole::dealer, h.directory.socket(), {.receive_queue = 1}))) {}
+  void send(const wire::ClientMessage& message) {
+    const std::string bytes = encode(message);
+    const std::array<std::string_view, 1> parts{bytes};
+    REQUIRE(socket_.send(parts) == SendOutcome::sent);
+  }
+  void ask(const wire::GenerateRequest& request) {
+    wire::ClientMessage message;
+    *message.mutable_generate() = request;
+    send(message);
+  }
+  /// The next message, however long it takes.
+  wire::ServerMessage hear() {
+    for (;;) {
+      const auto parts = socket_.receive();
+      REQUIRE(parts.has_value());
+      if (*parts) return take_value(decode_server((*parts)->back()));
+      std::array items{PollItem{.socket = &socket_}};
+      REQUIRE(wait_readable(items, 1s).has_value());
+    }
+  }
+  /// The next message of this kind.
+  template <class Is>
+  wire::ServerMessage hear(Is is) {
+    for (;;)
+      if (wire::ServerMessage message = hear(); is(message)) return message;
+  }
+
+ private:
+  ZmqSocket socket_;
+};
+
+bool is_done(const wire::ServerMessage& m) { return m.has_done(); }
+bool is_error(const wire::ServerMessage& m) { return m.has_error(); }
+bool is_token(const wire::ServerMessage& m) { return m.has_token(); }
+bool is_status(const wire::ServerMessage& m) { return m.has_status(); }
+
+}  // namespace
+
+TEST_CASE("a prompt that takes long to tokenise delays nobody's tokens and no status") {
+  Harness h;
+  h.one_by_one();
+  TestClient running(h), slow(h), curious(h);
+  running.ask(generate("endless", "text", 90'000));
+  h.steps.release();
+  static_cast<void>(running.hear(is_token));
+  slow.ask(generate("long", kHold));
+  h.door.wait_for_arrival();
+  for (int i = 0; i < 20; ++i) {
+    h.steps.release();
+    static_cast<void>(running.hear(is_token));
+  }
+  wire::ClientMessage question;
+  question.mutable_status();
+  curious.send(question);
+  CHECK(curious.hear(is_status).status().json() == "{\"fine\": true}");
+  wire::ClientMessage cancel;
+  cancel.mutable_cancel()->set_id("long");
+  slow.send(cancel);
+  CHECK(slow.hear(is_done).done().finish_reason() == "cancelled");  // the builder still stands at the door
+  cancel.mutable_cancel()->set_id("endless");
+  running.send(cancel);
+  wire::ServerMessage last;
+  for (; !last.has_done(); last = running.hear()) h.steps.release();
+  CHECK(last.done().finish_reason() == "cancelled");
+}
+
+TEST_CASE("what the server cannot take is refused at once") {
+  Harness h({.requests = 1});
+  TestClient client(h);
+  client.ask(generate("long", kHold));
+  h.door.wait_for_arrival();
+  client.ask(generate("r", "text"));
+  const wire::ErrorEvent error = client.hear(is_error).error();
+  CHECK(error.id() == "r");
+  CHECK(error.code() == "queue_full");
+  h.door.open();
+  CHECK(client.hear(is_done).done().id() == "long");
+}
+
+TEST_CASE("a stop does not wait for a builder for ever, and says so") {
+  Harness h;
+  TestClient client(h);
+  client.ask(generate("building", kHold));
+  h.door.wait_for_arrival();
+  h.stop();
+  CHECK(client.hear(is_error).error().code() == "shutting_down");
+  CHECK(h.served == Server::End::unfinished);
+}
+
+TEST_CASE("a stop answers every request, wherever it is") {
+  Harness h;
+  h.one_by_one();
+  TestClient client(h);
+  client.ask(generate("running", "text", 90'000));
+  h.steps.release();
+  static_cast<void>(client.hear(is_token));
+  client.ask(generate("building", kHold));
+  h.door.wait_for_arrival();
+  client.ask(generate("waiting", "text"));
+  for (SchedulerStatus now; now.queued < 2;) {
+    now = {};
+    h.intake.add_to(now);
+  }
+  ::kill(::getpid(), SIGTERM);
+  std::set<std::string> told;
+  for (int i = 0; i < 2; ++i) told.insert(client.hear(is_error).error().id());
+  CHECK(told == std::set<std::string>{"building", "waiting"});  // neither step nor builder have moved
+  h.steps.release();
+  while (told.size() < 3) {
+    const wire::ErrorEvent error = client.hear(is_error).error();
+    CHECK(error.code() == "shutting_down");
+    told.insert(error.id());
+  }
+  CHECK(told == std::set<std::string>{"running", "building", "waiting"});
+  h.door.open();
+  h.thread.join();
+  CHECK(h.served == Server::End::complete);
+}
