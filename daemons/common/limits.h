@@ -57,6 +57,8 @@ inline constexpr int kHintsPerBatch = 1 << 12;
 /// Messages waiting for one peer. Clients: a slow reader gets this many events of credit, then its request
 /// is cancelled. Samples and hints are only useful fresh.
 inline constexpr int kClientSendQueue = 20'000;
+/// Clients that are still to hear of it, when they have room again: more than a machine's users start.
+inline constexpr std::size_t kSlowClients = 1'000;
 inline constexpr int kSampleQueue = 2'000;
 inline constexpr int kHintQueue = 1'000;
 

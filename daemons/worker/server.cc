@@ -2,6 +2,7 @@
 
 #include <array>
 
+#include "daemons/common/limits.h"
 #include "daemons/common/log.h"
 #include "daemons/common/messages.h"
 
@@ -27,6 +28,7 @@ Result<Server::End> Server::run(StopSignals& signals) {
     std::array items{PollItem{.socket = &socket_}, PollItem{.fd = engine_.event_fd()},
                      PollItem{.fd = signals.fd()}};
     STOKER_TRY_VOID(wait_readable(items, std::chrono::seconds(1)));
+    tell_slow_clients();
     if (items[0].readable) {
       STOKER_TRY_VOID(receive());
     }
@@ -52,6 +54,7 @@ Result<void> Server::receive() {
 }
 
 void Server::handle(const std::string& client, const std::string& bytes) {
+  if (slow_.contains(client)) return;  // about to learn that all it has sent so far is over
   auto message = parse_client(bytes);
   if (!message) return send(client, error_message("", error_code::kInvalidRequest, message.error().text()));
   if (const auto valid = validate(*message); !valid)
@@ -77,18 +80,36 @@ void Server::send_events() {
 }
 
 void Server::send(const std::string& client, const wire::ServerMessage& message) {
-  const std::string bytes = encode(message);
-  const std::array<std::string_view, 2> parts{client, bytes};
-  const auto outcome = socket_.send(parts);
+  if (slow_.contains(client)) return;  // of requests that are dropped already
+  const auto outcome = try_send(client, message);
   if (outcome == SendOutcome::sent) return;
   if (!outcome) {
     log_error("cannot answer a client: " + outcome.error().text());
   } else if (*outcome == SendOutcome::full) {
     log_warn("a client does not read its answers; its requests are cancelled");
+    if (slow_.size() < limits::kSlowClients) slow_.insert(client);
   } else {
     log_debug("a client is gone; its requests are cancelled");
   }
   intake_.drop_client(client);
+}
+
+Result<SendOutcome> Server::try_send(const std::string& client, const wire::ServerMessage& message) {
+  const std::string bytes = encode(message);
+  const std::array<std::string_view, 2> parts{client, bytes};
+  return socket_.send(parts);
+}
+
+void Server::tell_slow_clients() {
+  if (slow_.empty()) return;
+  const wire::ServerMessage message = error_message(
+      "", error_code::kSlowClient,
+      "more than " + std::to_string(limits::kClientSendQueue) +
+          " answers waited for this client to read them (was it stopped?), so its requests were cancelled; "
+          "send them again and read without long pauses");
+  std::erase_if(slow_, [&](const std::string& client) {
+    return try_send(client, message) != SendOutcome::full;  // told, or gone
+  });
 }
 
 Server::End Server::finish() {
@@ -103,6 +124,7 @@ Server::End Server::finish() {
     send_events();
   }
   send_events();
+  tell_slow_clients();
   if (finished()) return End::complete;
   log_warn("the step or tokenising in progress does not end; leaving without it");
   return End::unfinished;

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <functional>
+#include <set>
 #include <string>
 
 #include "daemons/common/signals.h"
@@ -32,6 +33,8 @@ class Server {
   void handle(const std::string& client, const std::string& bytes);
   void send_events();
   void send(const std::string& client, const wire::ServerMessage& message);
+  Result<SendOutcome> try_send(const std::string& client, const wire::ServerMessage& message);
+  void tell_slow_clients();
   End finish();
 
   ZmqSocket socket_;
@@ -39,6 +42,9 @@ class Server {
   RequestIntake& intake_;
   std::function<std::string()> status_;
   const Clock& clock_;
+  /// Clients whose queue was full: their requests are dropped and they do not know yet. Nothing else is sent
+  /// to them, nor taken from them, until the error that says so has found room.
+  std::set<std::string> slow_;
 };
 
 }  // namespace stoker

@@ -1,15 +1,18 @@
 #!/usr/bin/env python3
-"""Clients that would be a burden to others: a huge prompt."""
+"""Clients that would be a burden to others: a huge prompt, and one that stops reading."""
 
+import os
 import signal
 import subprocess
 import sys
 
 import harness
-from cli_rig import Rig, wait_for
+from cli_rig import Rig, one_clear_line, wait_for
 from harness import Stack, expect
 
-CONTEXT = 80000
+# More than the worker keeps for one client (limits::kClientSendQueue) and what sockets hold besides.
+ANSWERS = 40000
+CONTEXT = 2 * ANSWERS
 HUGE_BYTES = 48 << 20  # many seconds of tokenising
 
 
@@ -55,14 +58,32 @@ def huge_prompt(rig, stack):
     print("a huge prompt: others are answered, and its cancel does not wait", flush=True)
 
 
+def stopped(rig, stack):
+    """SIGSTOP until the worker has given up on the client: after SIGCONT it must end, and say why."""
+    before = requests(stack)["cancelled"]
+    process = client(rig, stack, "--tokens", "1,5,9", "--ignore-eos", "--max-tokens", ANSWERS, "--json")
+    wait_for("the first token", lambda: requests(stack)["decoding"] == 1)
+    os.kill(process.pid, signal.SIGSTOP)
+    wait_for("the worker to give up", lambda: requests(stack)["cancelled"] > before, 800)
+    os.kill(process.pid, signal.SIGCONT)
+    code, out, err = end_of(process)
+    expect(code == 1 and not out, f"after SIGCONT: exit code {code}: {out[-500:]} {err}")
+    line = one_clear_line(type("Done", (), {"err": err, "__repr__": lambda self: err})())
+    expect("cancelled" in line and "send them again" in line, f"after SIGCONT: {line}")
+    expect(stack.ask("--tokens", "1,5,9", "--max-tokens", 3, "--ignore-eos")["finish_reason"] == "length",
+           "no answer after a slow client")
+    print("a client that was stopped for too long hears of it", flush=True)
+
+
 def test(args, work):
     rig = Rig(args.bin, work)
-    # One layer without attention: a long answer takes seconds, not minutes.
+    # One layer without attention: as many answers as a client may leave unread take seconds, not minutes.
     model = rig.model("model", "--context", CONTEXT, "--layers", 1, "--full-attention-every", 2)
     stack = Stack(args.bin, model, work, predictor=False,
                   extra_worker=("--context", str(CONTEXT))).start_all()
     try:
         huge_prompt(rig, stack)
+        stopped(rig, stack)
     finally:
         stack.stop()
 

@@ -154,6 +154,24 @@ TEST_CASE("a prompt that takes long to tokenise delays nobody's tokens and no st
   CHECK(last.done().finish_reason() == "cancelled");
 }
 
+TEST_CASE("a client that did not read learns what became of its requests once it reads again") {
+  Harness h;
+  TestClient stopped(h), other(h);
+  wire::GenerateRequest request = generate("loud", "text", 90'000);
+  request.set_raw_logits_of_steps(true);  // 2 KB each: they fill the socket's buffers and then the queue
+  stopped.ask(request);
+  while (h.loop.status().requests_cancelled == 0) std::this_thread::yield();
+  other.ask(generate("r", "text"));  // nobody else is disturbed
+  CHECK(other.hear(is_done).done().finish_reason() == "length");
+  const wire::ErrorEvent error = stopped.hear(is_error).error();
+  CHECK(error.id().empty());
+  CHECK(error.code() == "slow_client");
+  stopped.ask(generate("again", "text"));
+  const auto last = stopped.hear([](const wire::ServerMessage& m) { return m.has_done() || m.has_error(); });
+  CHECK(last.done().id() == "again");  // told once, and served as before
+  CHECK(last.done().finish_reason() == "length");
+}
+
 TEST_CASE("what the server cannot take is refused at once") {
   Harness h({.requests = 1});
   TestClient client(h);
