@@ -43,10 +43,13 @@ Result<Server::End> Server::run(StopSignals& signals) {
 }
 
 Result<void> Server::receive() {
-  // Bounded, so that a flood of requests cannot keep answers waiting.
-  for (int i = 0; i < 100; ++i) {
+  // Bounded, so that a flood of requests cannot keep answers waiting; the largest takes as long to parse as a
+  // hundred others.
+  std::size_t bytes = 0;
+  for (int i = 0; i < 100 && bytes < limits::kClientMessageBytes; ++i) {
     STOKER_TRY(const auto message, socket_.receive());
     if (!message) return {};
+    for (const std::string& part : *message) bytes += part.size();
     // A DEALER sends [payload], a REQ would send ["", payload]; the last part counts.
     if (message->size() >= 2) handle(message->front(), message->back());
   }

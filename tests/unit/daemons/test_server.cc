@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <atomic>
 #include <cstdlib>
 #include <filesystem>
 #include <semaphore>
@@ -42,6 +43,16 @@ T take_value(Result<T> result) {
   return *std::move(result);
 }
 
+/// For the server's patience at a stop, which must not run out because the machine is busy.
+class PatientClock final : public Clock {
+ public:
+  [[nodiscard]] Duration now() const override { return Duration(now_.load()); }
+  void advance(Duration by) { now_ += by.count(); }
+
+ private:
+  std::atomic<Duration::rep> now_ = 0;
+};
+
 /// Blocked before any thread starts, as in the worker.
 struct Signals {
   StopSignals signals = take_value(StopSignals::make());
@@ -55,7 +66,7 @@ struct Harness : Signals, IntakeRig {
             take_value(ZmqSocket::bind(
                 context, ZmqRole::router, directory.socket(),
                 {.receive_bytes_max = limits::kClientMessageBytes, .send_queue = kQueue, .linger_ms = 1000})),
-            loop, intake, [] { return std::string("{\"fine\": true}"); }, clock),
+            loop, intake, [] { return std::string("{\"fine\": true}"); }, patience),
         thread([this] { served = server.run(signals); }) {}
   ~Harness() {
     door.open();
@@ -76,6 +87,7 @@ struct Harness : Signals, IntakeRig {
   }
 
   std::counting_semaphore<> steps{0};
+  PatientClock patience;
   Directory directory;
   ZmqContext context = take_value(ZmqContext::make());
   Server server;
@@ -190,8 +202,10 @@ TEST_CASE("a stop does not wait for a builder for ever, and says so") {
   TestClient client(h);
   client.ask(generate("building", kHold));
   h.door.wait_for_arrival();
-  h.stop();
+  ::kill(::getpid(), SIGTERM);
   CHECK(client.hear(is_error).error().code() == "shutting_down");
+  h.patience.advance(1h);
+  h.thread.join();
   CHECK(h.served == Server::End::unfinished);
 }
 
