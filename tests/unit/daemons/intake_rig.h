@@ -4,11 +4,13 @@
 #include <poll.h>
 
 #include <catch2/catch.hpp>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <set>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "daemons/common/messages.h"
@@ -33,12 +35,14 @@ inline wire::GenerateRequest generate(const std::string& id, const std::string& 
 }
 
 struct IntakeRig {
-  explicit IntakeRig(IntakeLimits limits = {})
+  /// `on_step` runs before every step of the model.
+  explicit IntakeRig(IntakeLimits limits = {}, std::function<void()> on_step = {})
       : loop(model, source, rules, nullptr, clock, options()),
         intake(
             loop, [this](const auto& wire, const auto& new_seed) { return build(wire, new_seed); }, clock,
             limits) {
     rules.token_limit = kVocabulary;
+    model.on_step = std::move(on_step);
     REQUIRE(loop.start().has_value());
     intake.start();
   }

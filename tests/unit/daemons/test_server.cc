@@ -53,15 +53,22 @@ class PatientClock final : public Clock {
   std::atomic<Duration::rep> now_ = 0;
 };
 
-/// Blocked before any thread starts, as in the worker.
-struct Signals {
+/// What must be there before any thread starts: signals are blocked then, as in the worker.
+struct Before {
   StopSignals signals = take_value(StopSignals::make());
+  std::counting_semaphore<> steps{0};
 };
 
+enum class Steps : std::uint8_t { freely, one_by_one };
+
 /// A server on a thread of its own. SIGTERM ends it.
-struct Harness : Signals, IntakeRig {
-  explicit Harness(IntakeLimits limits = {})
-      : IntakeRig(limits),
+struct Harness : Before, IntakeRig {
+  /// `one_by_one`: each step waits for steps.release().
+  explicit Harness(Steps how = Steps::freely, IntakeLimits limits = {})
+      : IntakeRig(limits,
+                  [this, how] {
+                    if (how == Steps::one_by_one) steps.acquire();
+                  }),
         server(
             take_value(ZmqSocket::bind(
                 context, ZmqRole::router, directory.socket(),
@@ -76,17 +83,12 @@ struct Harness : Signals, IntakeRig {
   Harness(const Harness&) = delete;
   Harness& operator=(const Harness&) = delete;
 
-  /// From now on each step waits for steps.release().
-  void one_by_one() {
-    model.on_step = [this] { steps.acquire(); };
-  }
   void stop() {
     if (!thread.joinable()) return;
     ::kill(::getpid(), SIGTERM);
     thread.join();
   }
 
-  std::counting_semaphore<> steps{0};
   PatientClock patience;
   Directory directory;
   ZmqContext context = take_value(ZmqContext::make());
@@ -139,8 +141,7 @@ bool is_status(const wire::ServerMessage& m) { return m.has_status(); }
 }  // namespace
 
 TEST_CASE("a prompt that takes long to tokenise delays nobody's tokens and no status") {
-  Harness h;
-  h.one_by_one();
+  Harness h(Steps::one_by_one);
   TestClient running(h), slow(h), curious(h);
   running.ask(generate("endless", "text", 90'000));
   h.steps.release();
@@ -185,7 +186,7 @@ TEST_CASE("a client that did not read learns what became of its requests once it
 }
 
 TEST_CASE("what the server cannot take is refused at once") {
-  Harness h({.requests = 1});
+  Harness h(Steps::freely, {.requests = 1});
   TestClient client(h);
   client.ask(generate("long", kHold));
   h.door.wait_for_arrival();
@@ -210,8 +211,7 @@ TEST_CASE("a stop does not wait for a builder for ever, and says so") {
 }
 
 TEST_CASE("a stop answers every request, wherever it is") {
-  Harness h;
-  h.one_by_one();
+  Harness h(Steps::one_by_one);
   TestClient client(h);
   client.ask(generate("running", "text", 90'000));
   h.steps.release();
