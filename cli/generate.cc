@@ -62,7 +62,7 @@ class Exchange {
   [[nodiscard]] GenerateOutcome take() { return std::move(outcome_); }
 
  private:
-  /// Of an earlier request of ours that was cancelled. An error without id is about the message as a whole.
+  /// Of an earlier request of ours that was cancelled. An error without id is about all of this connection.
   [[nodiscard]] bool is_stale(const wire::ServerMessage& m) const {
     if (m.has_error()) return !m.error().id().empty() && m.error().id() != id_;
     return (m.has_token() && m.token().id() != id_) || (m.has_progress() && m.progress().id() != id_) ||
@@ -85,11 +85,12 @@ std::string next_request_id(unsigned n) {
 }
 
 Errc errc_of(std::string_view code) {
-  static constexpr std::array<std::pair<std::string_view, Errc>, 9> kNames = {{
+  static constexpr std::array<std::pair<std::string_view, Errc>, 10> kNames = {{
       {error_code::kInvalidRequest, Errc::invalid},
       {error_code::kContext, Errc::too_large},
       {error_code::kMemory, Errc::no_memory},
       {error_code::kQueueFull, Errc::busy},
+      {error_code::kSlowClient, Errc::busy},
       {error_code::kNoTokenizer, Errc::missing},
       {error_code::kNoTemplate, Errc::missing},
       {error_code::kExpertRead, Errc::io},

@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <charconv>
 #include <cstdio>
+#include <utility>
 
 #include "cli/terminal.h"
 #include "gpu-worker/text/utf8.h"
@@ -74,6 +75,16 @@ Result<void> check_utf8(std::string_view text, const std::string& what) {
   if (scan.valid == text.size()) return {};
   return fail(Errc::invalid, what + " is not valid UTF-8 at byte " + std::to_string(scan.valid) +
                                  "; convert it first, e.g. with iconv");
+}
+
+Result<TextIds> read_text_ids(const std::string& path, const std::string& model_dir, AddedTokens added,
+                              std::uint64_t ids_max) {
+  STOKER_TRY(const std::string text, read_input(path));
+  STOKER_TRY_VOID(check_utf8(text, path == "-" ? "stdin" : path));
+  STOKER_TRY(Tokenizer tokenizer, Tokenizer::load(model_dir + "/tokenizer.json"));
+  STOKER_TRY(auto ids, tokenizer.encode(text, added));
+  if (ids_max > 0 && ids.size() > ids_max) ids.resize(ids_max);
+  return TextIds{std::move(tokenizer), std::move(ids)};
 }
 
 Result<void> write_file(const std::string& path, const std::string& bytes) {

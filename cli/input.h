@@ -6,6 +6,7 @@
 #include <string_view>
 #include <vector>
 
+#include "gpu-worker/text/tokenizer.h"
 #include "shm/base/result.h"
 
 namespace stoker::cli {
@@ -25,6 +26,17 @@ Result<std::vector<std::uint32_t>> read_ids(const std::string& path);
 /// Refuses text that is not UTF-8 with the offset of the first bad byte (Errc::invalid); `what` names the
 /// text.
 Result<void> check_utf8(std::string_view text, const std::string& what);
+
+/// A text as token ids, with the tokenizer that made them.
+struct TextIds {
+  Tokenizer tokenizer;
+  std::vector<std::uint32_t> ids;
+};
+
+/// The text in `path` ("-" is stdin) as ids of the model in `model_dir`: the first `ids_max` (0: all).
+/// Errors name the file.
+Result<TextIds> read_text_ids(const std::string& path, const std::string& model_dir, AddedTokens added,
+                              std::uint64_t ids_max);
 
 /// Replaces the file's content; errors name the path.
 Result<void> write_file(const std::string& path, const std::string& bytes);

@@ -9,7 +9,6 @@
 #include "cli/input.h"
 #include "cli/session.h"
 #include "cli/statistics.h"
-#include "gpu-worker/text/tokenizer.h"
 
 namespace stoker::cli {
 namespace {
@@ -97,18 +96,17 @@ void split_positional(PerplexityOptions& options) {
 /// The text's ids, and the bytes that its scored tokens stand for.
 Result<Ids> read_tokens(const PerplexityOptions& options, const std::string& model_dir,
                         std::uint64_t& bytes) {
-  STOKER_TRY(const std::string text, read_input(options.file));
-  STOKER_TRY_VOID(check_utf8(text, options.file == "-" ? "stdin" : options.file));
-  STOKER_TRY(const Tokenizer tokenizer, Tokenizer::load(model_dir + "/tokenizer.json"));
-  STOKER_TRY(Ids ids, tokenizer.encode(text, options.plain ? AddedTokens::ignore : AddedTokens::match));
-  if (options.tokens_max > 0 && ids.size() > options.tokens_max) ids.resize(options.tokens_max);
+  STOKER_TRY(TextIds text,
+             read_text_ids(options.file, model_dir, options.plain ? AddedTokens::ignore : AddedTokens::match,
+                           options.tokens_max));
+  const Ids& ids = text.ids;
   if (ids.size() < 2) {
     return fail(Errc::invalid, options.file + " is " + std::to_string(ids.size()) +
                                    " tokens; the first one is never scored, so at least 2 are needed");
   }
   bytes = 0;
-  for (std::size_t i = 1; i < ids.size(); ++i) bytes += tokenizer.token_bytes(ids[i]).size();
-  return ids;
+  for (std::size_t i = 1; i < ids.size(); ++i) bytes += text.tokenizer.token_bytes(ids[i]).size();
+  return std::move(text.ids);
 }
 
 nlohmann::ordered_json to_json(const PerplexityOptions& options, const Score& score, std::uint64_t bytes) {

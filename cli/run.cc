@@ -9,6 +9,7 @@
 #include "cli/sampling_options.h"
 #include "cli/session.h"
 #include "cli/statistics.h"
+#include "daemons/common/limits.h"
 
 namespace stoker::cli {
 namespace {
@@ -159,6 +160,9 @@ int conclude(Context& context, const GenerateOutcome& outcome, Answer& answer, c
 }
 
 int run(RunOptions options, Context& context) {
+  if (options.sampling.logprobs > 0 && !options.json) {
+    return report(kUsage, "--logprobs", "log-probabilities are part of the JSON answer only; add --json");
+  }
   std::string argument;
   split_positional(options, argument);
   std::string prompt;
@@ -225,6 +229,10 @@ void add_run(CLI::App& app, Action& action) {
   verb->add_option("--timeout", options->timeout_s, "Give up after this many seconds (exit code 124)")
       ->check(CLI::PositiveNumber);
   add_sampling_options(*verb, options->sampling);
+  // Not one of chat's: it has nowhere to show them.
+  verb->add_option("--logprobs", options->sampling.logprobs, "Alternatives per token; needs --json")
+      ->check(CLI::Range(0U, limits::kLogprobs))
+      ->group("Sampling");
   add_session_options(*verb, options->session);
   verb->callback([options, system, &action] {
     options->has_system = system->count() > 0;

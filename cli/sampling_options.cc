@@ -44,9 +44,6 @@ void add_sampling_options(CLI::App& app, SamplingOptions& options) {
       ->allow_extra_args(false)
       ->group(group);
   app.add_flag("--ignore-eos", options.ignore_eos, "Go on after the end-of-text token")->group(group);
-  app.add_option("--logprobs", options.logprobs, "Alternatives per token in --json output")
-      ->check(CLI::Range(0U, limits::kLogprobs))
-      ->group(group);
 }
 
 }  // namespace stoker::cli

@@ -17,7 +17,6 @@
 #include "cli/statistics.h"
 #include "cli/trace_recorder.h"
 #include "cli/trace_tiers.h"
-#include "gpu-worker/text/tokenizer.h"
 #include "trace/foreign.h"
 #include "trace/html_report.h"
 #include "trace/replay.h"
@@ -160,14 +159,10 @@ class Recording {
 };
 
 Result<std::vector<std::uint32_t>> text_tokens(const TraceOptions& options, const std::string& model_dir) {
-  STOKER_TRY(const std::string text, read_input(options.text));
-  STOKER_TRY_VOID(check_utf8(text, options.text));
-  STOKER_TRY(const Tokenizer tokenizer, Tokenizer::load(model_dir + "/tokenizer.json"));
-  STOKER_TRY(auto ids, tokenizer.encode(text, AddedTokens::match));
-  if (options.tokens_max > 0 && ids.size() > options.tokens_max) ids.resize(options.tokens_max);
-  if (ids.size() < 3)
+  STOKER_TRY(TextIds text, read_text_ids(options.text, model_dir, AddedTokens::match, options.tokens_max));
+  if (text.ids.size() < 3)
     return fail(Errc::invalid, options.text + " is too short: at least 3 tokens are needed");
-  return ids;
+  return std::move(text.ids);
 }
 
 /// The signal that ended the recording, or 0.

@@ -56,10 +56,12 @@ Loader::Loader(Pool& pool, const ExpertPlan& plan, const std::vector<ShardFile>&
 void Loader::adopt_processes() {
   for (unsigned p = 0; p < kProcessMax; ++p) {
     ProcessEntry& process = pool_.process(p);
-    if (process.state.load(std::memory_order_acquire) == static_cast<std::uint32_t>(ProcessState::free))
-      continue;
-    const std::uint64_t ticks = process_start_ticks(process.pid.load(std::memory_order_relaxed));
-    if (ticks != 0 && ticks == process.start_ticks.load(std::memory_order_relaxed)) {
+    const std::uint32_t state = process.state.load(std::memory_order_acquire);
+    if (state == static_cast<std::uint32_t>(ProcessState::free)) continue;
+    // Once found dead, or gone in order, it holds nothing: its pid may be another process's by now.
+    if (state == static_cast<std::uint32_t>(ProcessState::attached) &&
+        process_may_live(process.pid.load(std::memory_order_relaxed),
+                         process.start_ticks.load(std::memory_order_relaxed))) {
       intake_.resume(p);
       served_ = static_cast<std::uint16_t>(served_ | (1U << p));
     } else {

@@ -2,9 +2,11 @@
 //
 // Life of a process index:
 //   1. attach: the loader finds a free index, fills the process entry (pid, start ticks, empty demand
-//      ring), then replies with index, names and doorbell. From now on the process may hold leases.
+//      ring), then replies with index, names and doorbell. From now on the process may hold leases. One
+//      whose start time cannot be read (another pid namespace, a /proc that hides it) is refused.
 //   2. the loader dies and restarts: the entry says who holds the index; the process is watched by
-//      pid and start ticks, keeps its leases, and sends reattach when it notices.
+//      pid and start ticks, keeps its leases, and sends reattach when it notices. Only what is certainly
+//      gone loses them (process_may_live()).
 //   3. detach message (orderly) or death of the process (pidfd): an event of AttachServer::poll(). The
 //      entry's state is `dead`, the index stays taken until the loader has called reclaim_process().
 // A closed connection is not a death: as long as the process lives it may still read its slots. Only the

@@ -60,6 +60,18 @@ UniqueFd open_pidfd(std::uint32_t pid) {
   return UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, static_cast<pid_t>(pid), 0)));
 }
 
+/// When the process at the other end started. Without that a restarted loader could not tell it from a later
+/// process of its pid, so who cannot be judged is not let in. Its pidfd must be open.
+Result<std::uint64_t> start_ticks_of(std::uint32_t pid) {
+  if (const std::uint64_t ticks = process_start_ticks(pid); ticks != 0) return ticks;
+  if (!process_may_live(pid, 0)) return fail(Errc::peer_gone, "process " + std::to_string(pid) + " is gone");
+  return fail(Errc::invalid,
+              "the loader cannot read /proc/" + std::to_string(pid) +
+                  "/stat, so that it could not tell this process from another after a restart: "
+                  "run the loader where /proc shows the worker (mounted, same pid namespace, "
+                  "without hidepid, or as the same user)");
+}
+
 bool in_group(int fd, const ucred& peer, gid_t group) {
   if (peer.gid == group) return true;
   std::array<gid_t, 256> groups{};
@@ -154,7 +166,7 @@ struct AttachServer::State {
     return ::epoll_ctl(epoll.get(), EPOLL_CTL_ADD, fd, &event) == 0;
   }
 
-  void inherit();
+  Result<void> inherit();
   void accept_all();
   void drop(Connection& connection) { connection = Connection{}; }  // closing takes it out of the epoll set
   void on_readable(Connection& connection);
@@ -166,24 +178,30 @@ struct AttachServer::State {
   void on_process_end(unsigned index);
 };
 
-/// The processes that the predecessor's table holds.
-void AttachServer::State::inherit() {
+/// The processes that the predecessor's table holds. An error when one of them may live and cannot be
+/// watched.
+Result<void> AttachServer::State::inherit() {
   for (unsigned i = 0; i < kProcessMax; ++i) {
     ProcessEntry& entry = pool.process(i);
     const std::uint32_t state = entry.state.load(std::memory_order_acquire);
     if (state == static_cast<std::uint32_t>(ProcessState::free)) continue;
     const std::uint32_t pid = entry.pid.load(std::memory_order_relaxed);
     const std::uint64_t ticks = entry.start_ticks.load(std::memory_order_relaxed);
-    const bool attached =
-        state == static_cast<std::uint32_t>(ProcessState::attached) && pid != 0 && ticks != 0;
     // The ticks are compared after the pidfd is open, so it cannot be a later process of the same pid.
-    if (attached && watch_process(i, pid) && process_start_ticks(pid) == ticks) {
+    const bool attached = state == static_cast<std::uint32_t>(ProcessState::attached);
+    const auto watched = attached ? watch_process(i, pid) : Result<void>{};
+    if (attached && process_may_live(pid, ticks)) {
+      if (!watched)
+        return fail(watched.error(), "process " + std::to_string(pid) +
+                                         " holds slots of the pool and its end could not be noticed; stop it "
+                                         "and start the loader again");
       inherited.push_back(i);
       continue;
     }
     processes[i].pid = pid;
     end_process(i, Kind::died);
   }
+  return {};
 }
 
 Result<void> AttachServer::State::watch_process(unsigned index, std::uint32_t pid) {
@@ -289,11 +307,15 @@ Result<unsigned> AttachServer::State::admit(const Connection& connection) {
   if (index == kProcessMax)
     return fail(Errc::busy, std::to_string(kProcessMax) +
                                 " processes are attached to this pool, which is the limit: stop one");
+  if (connection.pid == 0)
+    return fail(Errc::invalid,
+                "this process is in another pid namespace, where the loader could not notice its end: run "
+                "loader and worker in the same one (containers can share it)");
   STOKER_TRY_VOID(watch_process(index, connection.pid));
-  const std::uint64_t ticks = process_start_ticks(connection.pid);
-  if (ticks == 0) {
+  const auto ticks = start_ticks_of(connection.pid);
+  if (!ticks) {
     processes[index] = Watched{};
-    return fail(Errc::peer_gone, "process " + std::to_string(connection.pid) + " is gone");
+    return tl::unexpected<Error>(ticks.error());
   }
   // The bytes may be a dead predecessor's, or a vandal's: everything is written before `attached`.
   ProcessEntry& entry = pool.process(index);
@@ -303,7 +325,7 @@ Result<unsigned> AttachServer::State::admit(const Connection& connection) {
   entry.demand_tail.store(0, std::memory_order_relaxed);
   entry.waiting.store(0, std::memory_order_relaxed);
   entry.pid.store(connection.pid, std::memory_order_relaxed);
-  entry.start_ticks.store(ticks, std::memory_order_relaxed);
+  entry.start_ticks.store(*ticks, std::memory_order_relaxed);
   entry.state.store(static_cast<std::uint32_t>(ProcessState::attached), std::memory_order_release);
   return index;
 }
@@ -312,7 +334,7 @@ Result<unsigned> AttachServer::State::readmit(const Connection& connection, std:
   if (connection.process != kNone) return fail(Errc::invalid, "this connection is attached already");
   const ProcessEntry& entry = pool.process(index);
   if (!processes[index].active || processes[index].pid != connection.pid ||
-      entry.start_ticks.load(std::memory_order_relaxed) != process_start_ticks(connection.pid))
+      !process_may_live(connection.pid, entry.start_ticks.load(std::memory_order_relaxed)))
     return fail(Errc::layout, "process " + std::to_string(connection.pid) + " does not hold index " +
                                   std::to_string(index) + " of this pool (it was made anew): attach again");
   for (Connection& other : connections)
@@ -349,7 +371,7 @@ Result<AttachServer> AttachServer::create(Pool& pool, const AttachServerOptions&
       std::make_unique<State>(pool, options, std::move(listener), std::move(epoll), std::move(doorbell));
   if (!state->watch_fd(state->listener.get(), {Tag::What::listener, 0, 0}))
     return fail(Errc::io, "epoll_ctl", errno);
-  state->inherit();
+  STOKER_TRY_VOID(state->inherit());
   return AttachServer(std::move(state));
 }
 

@@ -163,8 +163,7 @@ std::uint32_t live_process(const Segment& control, const Geometry& g) {
         static_cast<std::uint32_t>(ProcessState::attached))
       continue;
     const std::uint32_t pid = processes[i].pid.load(std::memory_order_relaxed);
-    const std::uint64_t ticks = processes[i].start_ticks.load(std::memory_order_relaxed);
-    if (pid != 0 && ticks != 0 && process_start_ticks(pid) == ticks) return pid;
+    if (process_may_live(pid, processes[i].start_ticks.load(std::memory_order_relaxed))) return pid;
   }
   return 0;
 }

@@ -85,7 +85,15 @@ PoolCensus census(const Pool& pool);
 /// a crash and for an orderly detach. Returns how many leases were dropped.
 std::uint32_t reclaim_process(Pool& pool, unsigned process_index);
 
-/// Field 22 of /proc/<pid>/stat, 0 if there is no such process: identifies a process beyond its pid.
+/// Field 22 of /proc/<pid>/stat, which identifies a process beyond its pid. 0 if there is no such process, or
+/// /proc does not show it (hidepid, not mounted): who must not mistake one for the other asks
+/// process_may_live().
 std::uint64_t process_start_ticks(std::uint32_t pid);
+
+/// Whether the process of a table entry may still read its slots. False only when that is certain: no process
+/// has the pid, it is a zombie, or it started at another time. Where /proc does not show it, or the entry has
+/// no start time, whoever has the pid counts: slots kept too long cost memory, slots taken from a reader give
+/// wrong answers.
+bool process_may_live(std::uint32_t pid, std::uint64_t start_ticks, const std::string& proc = "/proc");
 
 }  // namespace stoker

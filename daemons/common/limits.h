@@ -37,6 +37,11 @@ inline constexpr float kRepetitionPenalty = 100.0F;
 /// Logits of all positions are held in the send queue until the client has read them.
 inline constexpr std::uint64_t kLogitsReplyBytes = 4ULL << 30;
 
+/// Requests that the scheduler has not seen yet, in bytes: four of the largest message. Tokenising one takes
+/// seconds and a step that waits for a lost loader far longer; meanwhile clients must not fill the memory.
+inline constexpr std::size_t kWaitingRequestBytes = 256U << 20;
+static_assert(kWaitingRequestBytes >= kClientMessageBytes);  // one that is allowed fits when nothing waits
+
 /// LayerId and ExpertId are 16 bits wide.
 inline constexpr std::uint32_t kLayers = 1U << 12;
 inline constexpr std::uint32_t kExperts = 1U << 16;
@@ -52,6 +57,8 @@ inline constexpr int kHintsPerBatch = 1 << 12;
 /// Messages waiting for one peer. Clients: a slow reader gets this many events of credit, then its request
 /// is cancelled. Samples and hints are only useful fresh.
 inline constexpr int kClientSendQueue = 20'000;
+/// Clients that are still to hear of it, when they have room again: more than a machine's users start.
+inline constexpr std::size_t kSlowClients = 1'000;
 inline constexpr int kSampleQueue = 2'000;
 inline constexpr int kHintQueue = 1'000;
 

@@ -33,6 +33,7 @@ inline constexpr const char* kDuplicateId = "duplicate_id";
 inline constexpr const char* kContext = "context_length_exceeded";
 inline constexpr const char* kMemory = "memory_budget_exceeded";
 inline constexpr const char* kQueueFull = "queue_full";
+inline constexpr const char* kSlowClient = "slow_client";
 inline constexpr const char* kNoTokenizer = "no_tokenizer";
 inline constexpr const char* kNoTemplate = "no_chat_template";
 inline constexpr const char* kExpertRead = "expert_read";

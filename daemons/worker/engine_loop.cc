@@ -8,6 +8,21 @@
 
 namespace stoker {
 
+namespace {
+
+wire::ServerMessage stopping(const std::string& id) {
+  return error_message(id, error_code::kShuttingDown, kStoppingText);
+}
+
+std::size_t bytes_of(const Request& request) {
+  std::size_t bytes =
+      sizeof request + (request.prompt.size() + request.forced.size()) * sizeof(std::uint32_t);
+  for (const std::string& stop : request.stop) bytes += stop.size();
+  return bytes;
+}
+
+}  // namespace
+
 EngineLoop::EngineLoop(Model& model, ExpertSource& source, const GenerationRules& rules,
                        RoutingObserver* observer, const Clock& clock, const SchedulerOptions& options)
     : scheduler_(model, source, rules, observer, *this, clock, options) {}
@@ -25,25 +40,52 @@ Result<void> EngineLoop::start() {
 }
 
 void EngineLoop::submit(Request request) {
-  Command command;
-  command.request = std::move(request);
-  post(std::move(command));
+  {
+    const std::lock_guard lock(mutex_);
+    if (finished_) {
+      outbox_.push_back({request.client, stopping(request.id)});
+      return ring();
+    }
+    Live& live = live_[{request.client, request.id}];
+    ++live.requests;
+    live.cancelled = false;  // an earlier cancel was for those before this one
+    ++backlog_.requests;
+    backlog_.bytes += bytes_of(request);
+    inbox_.push_back({.kind = Command::Kind::submit, .request = std::move(request), .client = {}, .id = {}});
+  }
+  wake_.notify_one();
 }
 
 void EngineLoop::cancel(std::string client, std::string id) {
-  post({.kind = Command::Kind::cancel, .request = {}, .client = std::move(client), .id = std::move(id)});
+  {
+    const std::lock_guard lock(mutex_);
+    const auto live = live_.find({client, id});
+    if (live == live_.end() || std::exchange(live->second.cancelled, true)) return;
+    inbox_.push_back(
+        {.kind = Command::Kind::cancel, .request = {}, .client = std::move(client), .id = std::move(id)});
+  }
+  wake_.notify_one();
 }
 
 void EngineLoop::drop_client(std::string client) {
-  post({.kind = Command::Kind::drop, .request = {}, .client = std::move(client), .id = {}});
-}
-
-void EngineLoop::post(Command command) {
   {
     const std::lock_guard lock(mutex_);
-    inbox_.push_back(std::move(command));
+    inbox_.push_back({.kind = Command::Kind::drop, .request = {}, .client = std::move(client), .id = {}});
   }
   wake_.notify_one();
+}
+
+Backlog EngineLoop::backlog() {
+  const std::lock_guard lock(mutex_);
+  Backlog now = backlog_;
+  now.commands = inbox_.size();
+  return now;
+}
+
+void EngineLoop::answer(std::string client, wire::ServerMessage message) {
+  const std::lock_guard lock(mutex_);
+  outbox_.push_back({std::move(client), std::move(message)});
+  ring();
 }
 
 void EngineLoop::stop() {
@@ -78,8 +120,17 @@ SchedulerStatus EngineLoop::status() {
 
 /// EventSink: called by the scheduler on the engine thread.
 void EngineLoop::send(const std::string& client, wire::ServerMessage message) {
+  if (message.has_done()) ended(client, message.done().id());
+  if (message.has_error()) ended(client, message.error().id());
   const std::lock_guard lock(mutex_);
   outbox_.push_back({client, std::move(message)});
+}
+
+/// One request has had its last event, or was dropped.
+void EngineLoop::ended(const std::string& client, const std::string& id) {
+  const std::lock_guard lock(mutex_);
+  const auto live = live_.find({client, id});
+  if (live != live_.end() && --live->second.requests == 0) live_.erase(live);
 }
 
 void EngineLoop::publish_status() {
@@ -90,9 +141,18 @@ void EngineLoop::publish_status() {
     status_ = status;
     news = !outbox_.empty() || finished_;
   }
+  if (news) ring();
+}
+
+void EngineLoop::ring() const {
   const std::uint64_t one = 1;
-  if (news) [[maybe_unused]]
-    const ssize_t written = ::write(event_fd_.get(), &one, sizeof one);
+  [[maybe_unused]] const ssize_t written = ::write(event_fd_.get(), &one, sizeof one);
+}
+
+/// Call with mutex_ held.
+void EngineLoop::take_inbox(std::vector<Command>& commands) {
+  std::swap(commands, inbox_);
+  backlog_ = {};
 }
 
 void EngineLoop::run() {
@@ -102,8 +162,8 @@ void EngineLoop::run() {
       std::unique_lock lock(mutex_);
       // The rates of an idle worker fall too: look at the clock now and then.
       if (scheduler_.idle() && inbox_.empty() && !stop_) wake_.wait_for(lock, std::chrono::seconds(1));
-      std::swap(commands, inbox_);
       if (stop_) break;
+      take_inbox(commands);
     }
     apply(commands);
     if (!scheduler_.step() && scheduler_.idle()) scheduler_.while_idle();
@@ -114,11 +174,19 @@ void EngineLoop::run() {
     }
     publish_status();
   }
-  apply(commands);
-  scheduler_.fail_all(error_code::kShuttingDown, "the worker is stopping; send the request again later");
-  {
+  end();
+}
+
+/// Answers everything that was submitted. What comes later is answered by submit() itself.
+void EngineLoop::end() {
+  std::vector<Command> commands;
+  for (bool more = true; more;) {
+    apply(commands);
+    scheduler_.fail_all(error_code::kShuttingDown, kStoppingText);
     const std::lock_guard lock(mutex_);
-    finished_ = true;
+    take_inbox(commands);
+    more = !commands.empty();
+    finished_ = !more;
   }
   publish_status();
 }
@@ -133,7 +201,7 @@ void EngineLoop::apply(std::vector<Command>& commands) {
         scheduler_.cancel(command.client, command.id);
         break;
       case Command::Kind::drop:
-        scheduler_.drop_client(command.client);
+        for (const std::string& id : scheduler_.drop_client(command.client)) ended(command.client, id);
         break;
     }
   }

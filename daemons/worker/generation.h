@@ -15,7 +15,7 @@
 
 namespace stoker {
 
-/// A validated, tokenised request (server.cc makes it from a wire::GenerateRequest).
+/// A validated, tokenised request (RequestIntake makes it from a wire::GenerateRequest).
 struct Request {
   std::string client;  ///< ZeroMQ routing id; opaque
   std::string id;      ///< unique per client

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdlib>
 #include <iostream>
 #include <optional>
 
@@ -21,6 +22,7 @@
 #include "daemons/worker/engine_loop.h"
 #include "daemons/worker/model_loader.h"
 #include "daemons/worker/request_builder.h"
+#include "daemons/worker/request_intake.h"
 #include "daemons/worker/routing_publisher.h"
 #include "daemons/worker/server.h"
 #include "daemons/worker/status.h"
@@ -188,6 +190,12 @@ Result<void> WorkerDaemon::serve(StopSignals& signals) {
   const GenerationRules rules = generation_rules();
   EngineLoop engine(*model_, *source_, rules, publisher ? &*publisher : nullptr, clock_, options);
   STOKER_TRY_VOID(engine.start());
+  RequestIntake intake(engine,
+                       [this](const wire::GenerateRequest& request, const RequestIntake::NewSeed& new_seed) {
+                         return build_request(*tools_, request, new_seed);
+                       },
+                       clock_, {.requests = options.queue_max});
+  intake.start();
 
   StatusFacts facts{.config = &config_,
                     .model = &checkpoint_->config(),
@@ -206,16 +214,23 @@ Result<void> WorkerDaemon::serve(StopSignals& signals) {
                                                 .send_queue = limits::kClientSendQueue,
                                                 .linger_ms = 1000,
                                                 .group_access = config_.group_access}));
-  Server server(
-      std::move(router), engine, *tools_, [&] { return status_json(facts, engine.status(), clock_.now()); },
-      clock_);
+  const auto status = [&] {
+    SchedulerStatus now = engine.status();
+    intake.add_to(now);
+    return status_json(facts, now, clock_.now());
+  };
+  Server server(std::move(router), engine, intake, status, clock_);
   notifier_.ready("serving " + config_.model_dir);
   log_info("ready in " + config_.run_dir + ": context " + std::to_string(options.context) +
            " tokens, up to " + std::to_string(options.max_sequences) + " requests at once, " +
            format_bytes(options.sequence_memory) + " for their state");
   const auto served = server.run(signals);
   notifier_.stopping();
-  return served;
+  if (!served) return tl::unexpected<Error>(served.error());
+  // The step waits for a loader that is gone, or a prompt takes this long to tokenise; all that can be
+  // answered is. Leases and shared memory survive a kill, so this is safe too.
+  if (*served == Server::End::unfinished) std::_Exit(0);
+  return {};
 }
 
 int main_checked(int argc, const char* const* argv) {

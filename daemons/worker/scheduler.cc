@@ -426,15 +426,19 @@ void Scheduler::cancel(const std::string& client, const std::string& id) {
   erase_finished();
 }
 
-void Scheduler::drop_client(const std::string& client) {
-  const auto gone = [&](const std::unique_ptr<Entry>& e) { return e->request.client == client; };
-  totals_.requests_cancelled += std::erase_if(queue_, gone);
-  for (const auto& entry : active_) {
-    if (!gone(entry)) continue;
-    entry->finished = true;
-    ++totals_.requests_cancelled;
-  }
+std::vector<std::string> Scheduler::drop_client(const std::string& client) {
+  std::vector<std::string> ids;
+  const auto gone = [&](const std::unique_ptr<Entry>& entry) {
+    if (entry->request.client != client) return false;
+    ids.push_back(entry->request.id);
+    return true;
+  };
+  std::erase_if(queue_, gone);
+  for (const auto& entry : active_)
+    if (gone(entry)) entry->finished = true;
+  totals_.requests_cancelled += ids.size();
   erase_finished();
+  return ids;
 }
 
 void Scheduler::fail_all(const char* code, const std::string& text) {

@@ -75,8 +75,8 @@ class Scheduler {
   void submit(Request request);
   /// Ends a request with finish_reason "cancelled"; unknown ids are ignored (it may just have finished).
   void cancel(const std::string& client, const std::string& id);
-  /// The client is gone: its requests end silently.
-  void drop_client(const std::string& client);
+  /// The client is gone: its requests end silently. Their ids.
+  std::vector<std::string> drop_client(const std::string& client);
   /// Ends everything with an error; for shutdown.
   void fail_all(const char* code, const std::string& text);
 

@@ -25,6 +25,11 @@ def helps(rig):
         done = rig.run(*bad)
         expect(done.code == 2 and done.out == "", f"{bad}: {done}")
         one_clear_line(done)
+    # Refused before anything starts: the model directory is not even looked at.
+    done = rig.run("run", rig.work / "nowhere", "hello", "--logprobs", 2)
+    expect(done.code == 2 and done.out == "" and "add --json" in one_clear_line(done), f"--logprobs alone: {done}")
+    done = rig.run("chat", rig.work / "nowhere", "--logprobs", 2)
+    expect(done.code == 2 and done.out == "" and "--logprobs" in one_clear_line(done), f"chat --logprobs: {done}")
     print("help and usage errors", flush=True)
 
 

@@ -73,10 +73,14 @@ class Rig {
     spec.huge_pages = HugePages::off;
     pool_ = std::make_unique<Pool>(take(Pool::create_or_adopt(spec)));
     engine = std::make_unique<Watched>(std::make_unique<SimEngine>(kernel_, EngineOptions{.depth = 16}));
-    LoaderOptions options;
-    options.bytes_in_flight = std::uint64_t{experts_in_flight} * kExpertBytes;
-    loader = std::make_unique<Loader>(*pool_, *plan_, files_, *engine, clock_, options);
+    options_.bytes_in_flight = std::uint64_t{experts_in_flight} * kExpertBytes;
+    restart();
     attach();
+  }
+  /// A loader that finds what the one before it left.
+  void restart() {
+    loader.reset();
+    loader = std::make_unique<Loader>(*pool_, *plan_, files_, *engine, clock_, options_);
   }
 
   static std::uint64_t offset_of(std::uint32_t expert) {
@@ -110,6 +114,10 @@ class Rig {
     (void)leases_->release(result.slot);
     return clock_.now() - began;
   }
+  /// The worker keeps a lease on it.
+  void hold(std::uint32_t expert) { REQUIRE(leases_->try_lease(ExpertKey{expert})); }
+  [[nodiscard]] std::uint32_t leased() const { return census(*pool_).leased; }
+  [[nodiscard]] ProcessEntry& worker() { return pool_->process(0); }
   [[nodiscard]] const PoolCounters::Loader& counters() const { return pool_->counters().loader; }
   [[nodiscard]] bool resident(std::uint32_t expert) const {
     return pool_->experts()[expert].slot.load() != kNone;
@@ -137,6 +145,7 @@ class Rig {
   std::unique_ptr<ExpertPlan> plan_;
   std::shared_ptr<SimKernel> kernel_;
   std::unique_ptr<Pool> pool_;
+  LoaderOptions options_;
   std::unique_ptr<Preload> preload_;
   std::unique_ptr<LeaseTable> leases_;
   std::unique_ptr<DemandPort> demands_;

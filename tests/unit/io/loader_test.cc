@@ -2,6 +2,7 @@
 #include <catch2/catch.hpp>
 
 #include "tests/unit/io/loader_rig.h"
+#include "tests/unit/shm/hidden_proc.h"
 
 using namespace stoker;
 using namespace stoker::test;
@@ -61,4 +62,33 @@ TEST_CASE("a victim that is used after it was chosen stays", "[loader]") {
   CHECK(!rig.resident(unused));
   CHECK(rig.resident(5));
   CHECK(rig.counters().evictions == 2);
+}
+
+TEST_CASE("a new loader takes leases back from the dead only", "[loader]") {
+  Rig rig;
+  (void)rig.serve(rig.demand(7));
+  rig.hold(7);
+  SECTION("the worker lives") {
+    rig.restart();
+    CHECK(rig.leased() == 1);
+  }
+  SECTION("another process has its pid") {
+    rig.worker().start_ticks.store(1);
+    rig.restart();
+    CHECK(rig.leased() == 0);
+  }
+  SECTION("it was found dead already") {
+    rig.worker().state.store(static_cast<std::uint32_t>(ProcessState::dead));
+    rig.restart();
+    CHECK(rig.leased() == 0);
+  }
+  SECTION("it lives, and /proc does not show it") {
+    const auto hidden = HiddenProc::make();
+    if (!hidden) {
+      WARN("skipped: needs the right to mount over /proc");
+      return;
+    }
+    rig.restart();
+    CHECK(rig.leased() == 1);
+  }
 }

@@ -2,6 +2,8 @@
 #include "shm/attach.h"
 
 #include <poll.h>
+#include <sched.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -17,6 +19,7 @@
 #include "shm/lease.h"
 #include "shm/run_directory.h"
 #include "tests/unit/shm/child.h"
+#include "tests/unit/shm/hidden_proc.h"
 #include "tests/unit/shm/pool_fixture.h"
 
 using namespace stoker;
@@ -288,6 +291,79 @@ TEST_CASE("a restarted loader knows who lives, who died, and takes the living ba
   a->kill_now();
   CHECK(stack.event().kind == Kind::died);
   CHECK(reclaim_process(stack.pool, index_a) == 1);
+}
+
+TEST_CASE("a restarted loader that cannot judge a living worker leaves it its leases") {
+  Stack stack("unjudged");
+  fill_slot(stack.pool, SlotId{0}, ExpertKey{0});
+  auto child = start_worker(stack);
+  const unsigned index = stack.event().process;
+  static_cast<void>(child->hear());
+  child->say('l');
+  CHECK(child->hear() == '.');
+  stack.server.reset();
+  {
+    const auto hidden = HiddenProc::make();
+    if (!hidden) {
+      WARN("skipped: needs the right to mount over /proc");
+      return;
+    }
+    stack.restart();
+    CHECK(stack.server->inherited() == std::vector<unsigned>{index});
+    CHECK(stack.server->poll(Duration::zero()).empty());
+    child->say('r');
+    CHECK(stack.event().kind == Kind::reattached);
+    CHECK(child->hear() == static_cast<char>('A' + index));
+  }
+  CHECK(census(stack.pool).leased == 1);
+  child->kill_now();  // its end is still noticed
+  CHECK(stack.event().kind == Kind::died);
+  CHECK(reclaim_process(stack.pool, index) == 1);
+}
+
+TEST_CASE("a process that /proc does not show is not let in") {
+  Stack stack("hidden");
+  AttachRequest request;
+  request.prefix.kind = static_cast<std::uint32_t>(AttachKind::attach);
+  {
+    const auto hidden = HiddenProc::make();
+    if (!hidden) {
+      WARN("skipped: needs the right to mount over /proc");
+      return;
+    }
+    const Error error = answer_to(stack, &request, sizeof request);
+    CHECK(error.code == Errc::invalid);  // final, unlike peer_gone
+    CHECK(error.message.find("cannot read /proc/" + std::to_string(::getpid())) != std::string::npos);
+    CHECK(error.message.find("hidepid") != std::string::npos);
+  }
+  for (unsigned i = 0; i < kProcessMax; ++i) CHECK(stack.state(i) == ProcessState::free);
+  auto child = start_worker(stack);
+  CHECK(stack.event().kind == Kind::attached);
+}
+
+TEST_CASE("a process of another pid namespace is not let in") {
+  Stack stack("namespace");
+  stack.server.reset();
+  const Child loader([&](const Link& link) {
+    if (::unshare(CLONE_NEWPID) != 0) return link.say('-'), 0;
+    if (::fork() != 0) return ::pause();
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+    auto server = AttachServer::create(
+        stack.pool, {.socket_path = stack.socket(), .pool_name = stack.spec.name, .weights_name = "w"});
+    link.say(server ? '+' : '!');
+    for (; server;) static_cast<void>(server->poll(kSoon));
+    return 0;
+  });
+  const char said = loader.hear();
+  if (said == '-') {
+    WARN("skipped: needs the right to make a pid namespace");
+    return;
+  }
+  REQUIRE(said == '+');
+  const auto refused = AttachClient::attach(stack.socket(), kSoon);
+  REQUIRE_FALSE(refused);
+  CHECK(refused.error().code == Errc::invalid);
+  CHECK(refused.error().message.find("another pid namespace") != std::string::npos);
 }
 
 TEST_CASE("nobody can take over another process's index") {

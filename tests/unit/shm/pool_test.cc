@@ -367,3 +367,25 @@ TEST_CASE("start ticks identify a process") {
   REQUIRE(::waitpid(child, nullptr, 0) == child);
   CHECK(process_start_ticks(static_cast<std::uint32_t>(child)) == 0);
 }
+
+TEST_CASE("only a process that is certainly gone is taken for dead") {
+  const auto self = static_cast<std::uint32_t>(::getpid());
+  const std::uint64_t ticks = process_start_ticks(self);
+  CHECK(process_may_live(self, ticks));
+  CHECK_FALSE(process_may_live(self, ticks + 1));  // a later process of this pid
+  CHECK(process_may_live(self, 0));                // the entry does not say when it started
+  CHECK_FALSE(process_may_live(0, ticks));
+  CHECK_FALSE(process_may_live(0xFFFFFFFF, ticks));  // as a pid_t: everybody
+  const std::string hidden = "/nonexistent";
+  CHECK(process_may_live(self, ticks, hidden));
+  CHECK(process_may_live(self, 0, hidden));
+  const pid_t child = ::fork();
+  if (child == 0) ::_exit(0);
+  siginfo_t info{};
+  REQUIRE(::waitid(P_PID, static_cast<id_t>(child), &info, WEXITED | WNOWAIT) == 0);
+  const auto zombie = static_cast<std::uint32_t>(child);
+  CHECK_FALSE(process_may_live(zombie, 0));
+  REQUIRE(::waitpid(child, nullptr, 0) == child);
+  CHECK_FALSE(process_may_live(zombie, 0));
+  CHECK_FALSE(process_may_live(zombie, 0, hidden));
+}
