@@ -54,6 +54,8 @@ class Generation {
   [[nodiscard]] const std::optional<std::string>& finish_reason() const { return finish_reason_; }
   /// Text held back that turned out not to belong to a stop string; call once, at the end.
   std::string flush();
+  /// The prompt's ids and those of the answer so far.
+  [[nodiscard]] const std::vector<std::uint32_t>& history() const { return history_; }
   /// The token to feed next.
   [[nodiscard]] std::uint32_t last_token() const { return history_.back(); }
   [[nodiscard]] std::uint32_t generated() const { return generated_; }

@@ -1,32 +1,12 @@
-#include "daemons/worker/scheduler.h"
-
+// Steps of the model, and how requests end.
 #include <algorithm>
 #include <utility>
 
-#include "daemons/common/limits.h"
 #include "daemons/common/messages.h"
-#include "daemons/common/size.h"
+#include "daemons/worker/scheduler_entry.h"
 #include "shm/base/check.h"
 
 namespace stoker {
-
-struct Scheduler::Entry {
-  Request request;
-  std::uint32_t max_tokens = 0;  ///< 0 when nothing is generated
-  std::uint64_t bytes = 0;       ///< reserved while active
-  std::unique_ptr<Sequence> sequence;
-  std::uint32_t sequence_id = 0;
-  std::unique_ptr<Generation> generation;  ///< refers to `request`
-  std::uint32_t prompt_done = 0;
-  bool decoding = false;
-  bool finished = false;  ///< to be erased after the step
-  wire::Stats stats;
-  Duration started{}, first_token{}, last_token{};
-
-  [[nodiscard]] std::uint32_t prompt_size() const {
-    return static_cast<std::uint32_t>(request.prompt.size());
-  }
-};
 
 namespace {
 
@@ -98,114 +78,6 @@ Scheduler::Scheduler(Model& model, ExpertSource& source, const GenerationRules& 
 
 Scheduler::~Scheduler() = default;
 
-// ---- admission ----
-
-/// Answer length of a request, given its prompt: what it asked for, or what the context leaves.
-Result<std::uint32_t> Scheduler::resolve_max_tokens(const Request& request) const {
-  const std::uint64_t prompt = request.prompt.size();
-  const std::string context_text = " tokens, the context is " + std::to_string(options_.context) + " tokens";
-  if (request.logits || request.score) {
-    if (prompt <= options_.context) return 0;
-    return stoker::fail(Errc::too_large, "the prompt is " + std::to_string(prompt) + context_text);
-  }
-  std::uint64_t answer = request.max_tokens;
-  if (!request.forced.empty()) answer = request.forced.size();
-  if (answer == 0 && prompt < options_.context) answer = options_.context - prompt;
-  if (prompt + std::max<std::uint64_t>(answer, 1) > options_.context)
-    return stoker::fail(Errc::too_large,
-                        "the prompt is " + std::to_string(prompt) + " tokens and the answer up to " +
-                            std::to_string(std::max<std::uint64_t>(answer, 1)) +
-                            ": together more than the context of " + std::to_string(options_.context) +
-                            " tokens; shorten the prompt, ask for fewer tokens, or start the worker "
-                            "with a larger --context");
-  return static_cast<std::uint32_t>(answer);
-}
-
-/// Code and text of why a request can never run; null when it can.
-const char* Scheduler::refusal(const Request& request, std::string& text) const {
-  if (request.prompt.empty()) {
-    text = "the prompt has no tokens";
-    return error_code::kInvalidRequest;
-  }
-  const std::uint32_t vocabulary = model_.config().vocab_size;
-  for (const auto* ids : {&request.prompt, &request.forced}) {
-    for (const std::uint32_t id : *ids) {
-      if (id < vocabulary) continue;
-      text = "token id " + std::to_string(id) + " is not in the vocabulary of " + std::to_string(vocabulary);
-      return error_code::kInvalidRequest;
-    }
-  }
-  if (!request.stop.empty() && rules_.tokenizer == nullptr) {
-    text = "stop strings need a tokenizer, and this model directory has no tokenizer.json";
-    return error_code::kNoTokenizer;
-  }
-  const auto max_tokens = resolve_max_tokens(request);
-  if (!max_tokens) {
-    text = max_tokens.error().message;
-    return error_code::kContext;
-  }
-  const std::uint64_t rows = request.logits ? (request.all_positions ? request.prompt.size() : 1)
-                                            : (request.raw_logits ? *max_tokens : 0);
-  if (rows * vocabulary * sizeof(float) > limits::kLogitsReplyBytes) {
-    text = "logits of " + std::to_string(rows) + " positions are " +
-           format_bytes(rows * vocabulary * sizeof(float)) + ", at most " +
-           format_bytes(limits::kLogitsReplyBytes);
-    return error_code::kInvalidRequest;
-  }
-  const std::uint64_t bytes = model_.sequence_bytes(request.prompt.size() + *max_tokens);
-  if (bytes > options_.sequence_memory) {
-    text = "the request needs " + format_bytes(bytes) + " of sequence state, the budget is " +
-           format_bytes(options_.sequence_memory) + " (--sequence-memory)";
-    return error_code::kMemory;
-  }
-  if (queue_.size() >= options_.queue_max) {
-    text = std::to_string(queue_.size()) + " requests wait already, at most " +
-           std::to_string(options_.queue_max) + " may; try again later";
-    return error_code::kQueueFull;
-  }
-  return nullptr;
-}
-
-void Scheduler::refuse(const Request& request, const char* code, const std::string& text) {
-  ++totals_.requests_refused;
-  sink_.send(request.client, error_message(request.id, code, text));
-}
-
-void Scheduler::submit(Request request) {
-  const auto same = [&](const std::unique_ptr<Entry>& e) {
-    return e->request.client == request.client && e->request.id == request.id;
-  };
-  if (std::any_of(queue_.begin(), queue_.end(), same) || std::any_of(active_.begin(), active_.end(), same))
-    return refuse(request, error_code::kDuplicateId,
-                  "a request with this id is still running on this connection");
-  std::string text;
-  if (const char* code = refusal(request, text); code != nullptr) return refuse(request, code, text);
-  auto entry = std::make_unique<Entry>();
-  entry->request = std::move(request);
-  entry->max_tokens = *resolve_max_tokens(entry->request);
-  entry->bytes = model_.sequence_bytes(entry->request.prompt.size() + entry->max_tokens);
-  queue_.push_back(std::move(entry));
-}
-
-/// First come, first served: a large request at the front is not overtaken by small ones.
-void Scheduler::admit() {
-  while (!queue_.empty() && active_.size() < options_.max_sequences &&
-         reserved_ + queue_.front()->bytes <= options_.sequence_memory) {
-    std::unique_ptr<Entry> entry = std::move(queue_.front());
-    queue_.pop_front();
-    entry->started = clock_.now();
-    entry->sequence = model_.new_sequence();
-    entry->sequence_id = ++last_sequence_id_;
-    if (entry->max_tokens > 0)
-      entry->generation = std::make_unique<Generation>(entry->request, rules_, entry->max_tokens);
-    entry->stats.set_prompt_tokens(entry->prompt_size());
-    entry->stats.set_queue_seconds(seconds(entry->started - entry->request.arrived));
-    entry->stats.set_seed(entry->request.sampling.seed);
-    reserved_ += entry->bytes;
-    active_.push_back(std::move(entry));
-  }
-}
-
 // ---- steps ----
 
 bool Scheduler::step() {
@@ -239,18 +111,20 @@ bool Scheduler::any_decoding() const {
 /// A chunk streams nearly all experts through the pool once: the larger, the better, as long as nobody waits.
 void Scheduler::prefill(Entry& entry) {
   const Request& request = entry.request;
+  const std::span<const std::uint32_t> tokens = entry.to_prefill();
+  const bool again = !entry.again.empty();
   const std::uint32_t chunk =
       any_decoding() ? std::min(options_.chunk, options_.chunk_beside) : options_.chunk;
-  std::uint32_t end = std::min(entry.prompt_size(), entry.prompt_done + chunk);
+  std::uint32_t end = std::min(static_cast<std::uint32_t>(tokens.size()), entry.prompt_done + chunk);
   if (request.prefill_split > entry.prompt_done) end = std::min(end, request.prefill_split);
   const std::uint32_t rows = end - entry.prompt_done;
-  const bool last = end == entry.prompt_size();
+  const bool last = end == tokens.size();
 
   Segment segment;
   segment.sequence = entry.sequence.get();
   segment.sequence_id = entry.sequence_id;
-  segment.tokens = std::span(request.prompt).subspan(entry.prompt_done, rows);
-  segment.logits = last ? Segment::Logits::last : Segment::Logits::none;
+  segment.tokens = tokens.subspan(entry.prompt_done, rows);
+  segment.logits = last && !again ? Segment::Logits::last : Segment::Logits::none;
   if (request.all_positions || request.score) segment.logits = Segment::Logits::all;
 
   SegmentResult result;
@@ -271,6 +145,11 @@ void Scheduler::prefill(Entry& entry) {
 
   const std::uint32_t first = entry.prompt_done;
   entry.prompt_done = end;
+  if (again) {
+    entry.decoding = last;
+    if (last) entry.again.clear();
+    return;
+  }
   if (request.all_positions) send_prompt_logits(entry, first, rows, result.logits);
   if (request.score) send_scores(entry, first, rows, result.logits);
   wire::ServerMessage progress;
@@ -321,9 +200,11 @@ void Scheduler::send_scores(Entry& entry, std::uint32_t first_position, std::uin
 }
 
 void Scheduler::decode() {
+  make_room();
   std::vector<Entry*> members;
   for (const auto& entry : active_)
     if (entry->decoding && !entry->finished) members.push_back(entry.get());
+  if (members.empty()) return;  // the only one gave way to prompts
   std::vector<std::uint32_t> tokens(members.size());
   std::vector<Segment> segments(members.size());
   for (std::size_t i = 0; i < members.size(); ++i) {
@@ -417,7 +298,8 @@ void Scheduler::cancel(const std::string& client, const std::string& id) {
     return e->request.client == client && e->request.id == id;
   };
   if (const auto waiting = std::find_if(queue_.begin(), queue_.end(), matches); waiting != queue_.end()) {
-    (*waiting)->stats.set_queue_seconds(seconds(clock_.now() - (*waiting)->request.arrived));
+    if (!(*waiting)->generation)
+      (*waiting)->stats.set_queue_seconds(seconds(clock_.now() - (*waiting)->request.arrived));
     finish(**waiting, "cancelled");
     queue_.erase(waiting);
   }
@@ -452,7 +334,7 @@ void Scheduler::fail_all(const char* code, const std::string& text) {
 void Scheduler::erase_finished() {
   std::erase_if(active_, [this](const std::unique_ptr<Entry>& entry) {
     if (!entry->finished) return false;
-    reserved_ -= entry->bytes;
+    reserved_ -= entry->reserved;
     return true;
   });
 }
@@ -468,9 +350,11 @@ void Scheduler::report_progress() {
     message.mutable_progress()->set_queue_position(position);
     sink_.send(entry.request.client, std::move(message));
   };
+  // Whoever gave way has an answer on its screen.
   for (const auto& entry : active_)
-    if (!entry->decoding) report(*entry, 0);
-  for (std::size_t i = 0; i < queue_.size(); ++i) report(*queue_[i], static_cast<std::uint32_t>(i + 1));
+    if (!entry->decoding && entry->again.empty()) report(*entry, 0);
+  for (std::size_t i = 0; i < queue_.size(); ++i)
+    if (queue_[i]->again.empty()) report(*queue_[i], static_cast<std::uint32_t>(i + 1));
 }
 
 SchedulerStatus Scheduler::status() {

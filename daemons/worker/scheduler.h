@@ -10,8 +10,12 @@
 // Prefill chunks and decode steps alternate while there is work of both kinds, so a long prompt delays the
 // others by at most one chunk per token.
 //
-// Memory is reserved for the whole request (prompt + max_tokens) at step 1 -> 2: a request that has
-// started never fails for lack of it.
+// Memory is reserved for the prompt and some tokens of the answer at step 1 -> 2, and for more as the answer
+// grows: most answers end long before max_tokens, and many clients give none. Where there is no more, the
+// request that came last gives way: it goes back to its place in the queue, and later computes prompt and
+// answer so far again (to the same bits, whatever the chunks) and goes on. No request is accepted that would
+// not fit alone, so the one that came first always goes on, and none that has started fails for lack of
+// memory.
 #pragma once
 
 #include <cstdint>
@@ -38,12 +42,13 @@ class EventSink {
 };
 
 struct SchedulerOptions {
-  std::uint32_t max_sequences = 8;    ///< computed together; also bounded by Model::step_tokens_max()
-  std::uint32_t queue_max = 256;      ///< waiting at most
-  std::uint32_t chunk = 1024;         ///< prompt tokens per prefill step; also bounded by the model
-  std::uint32_t chunk_beside = 256;   ///< while another request decodes: its next token waits for the chunk
-  std::uint32_t context = 32768;      ///< prompt + answer at most
-  std::uint64_t sequence_memory = 0;  ///< budget in bytes for all sequences' state
+  std::uint32_t max_sequences = 8;     ///< computed together; also bounded by Model::step_tokens_max()
+  std::uint32_t queue_max = 256;       ///< waiting at most
+  std::uint32_t chunk = 1024;          ///< prompt tokens per prefill step; also bounded by the model
+  std::uint32_t chunk_beside = 256;    ///< while another request decodes: its next token waits for the chunk
+  std::uint32_t context = 32768;       ///< prompt + answer at most
+  std::uint64_t sequence_memory = 0;   ///< budget in bytes for all sequences' state
+  std::uint32_t reserve_ahead = 1024;  ///< tokens of an answer whose memory is reserved at a time
   /// Queued requests hear of their place at most this often; also how a dead client in the queue is noticed.
   Duration progress_every = std::chrono::milliseconds(250);
 };
@@ -54,6 +59,7 @@ struct SchedulerStatus {
   std::uint64_t sequence_bytes = 0;  ///< held now
   std::uint64_t reserved_bytes = 0;  ///< promised to active requests
   std::uint64_t requests_done = 0, requests_failed = 0, requests_cancelled = 0, requests_refused = 0;
+  std::uint64_t requests_gave_way = 0;  ///< times that one went back to the queue for want of memory
   std::uint64_t prompt_tokens = 0, generated_tokens = 0;
   std::uint64_t prefill_steps = 0, decode_steps = 0;
   double prefill_seconds = 0, decode_seconds = 0, stall_seconds = 0;
@@ -96,7 +102,12 @@ class Scheduler {
   Result<std::uint32_t> resolve_max_tokens(const Request& request) const;
   const char* refusal(const Request& request, std::string& text) const;
   void refuse(const Request& request, const char* code, const std::string& text);
+  [[nodiscard]] std::uint64_t bytes_to(const Entry& entry, std::uint64_t length) const;
   void admit();
+  void start(Entry& entry);
+  void make_room();
+  [[nodiscard]] Entry* last_decoding();
+  void give_way(Entry& entry);
   void report_progress();
   void prefill(Entry& entry);
   void prefill_done(Entry& entry, std::span<const float> logits);
@@ -121,9 +132,10 @@ class Scheduler {
   const Clock& clock_;
   SchedulerOptions options_;
   std::unique_ptr<Tally> tally_;
-  std::deque<std::unique_ptr<Entry>> queue_;
+  std::deque<std::unique_ptr<Entry>> queue_;    ///< by ticket
   std::vector<std::unique_ptr<Entry>> active_;  ///< in order of admission
   std::uint64_t reserved_ = 0;
+  std::uint64_t last_ticket_ = 0;
   std::uint32_t last_sequence_id_ = 0;
   bool decode_next_ = false;  ///< alternation
   Duration last_progress_{};

@@ -99,9 +99,14 @@ Json predictor_json(const std::string& path) {
 }
 
 Json scheduler_json(const SchedulerStatus& s) {
-  return {{"queued", s.queued},           {"prefilling", s.prefilling},  {"decoding", s.decoding},
-          {"done", s.requests_done},      {"failed", s.requests_failed}, {"cancelled", s.requests_cancelled},
-          {"refused", s.requests_refused}};
+  return {{"queued", s.queued},
+          {"prefilling", s.prefilling},
+          {"decoding", s.decoding},
+          {"done", s.requests_done},
+          {"failed", s.requests_failed},
+          {"cancelled", s.requests_cancelled},
+          {"refused", s.requests_refused},
+          {"gave_way", s.requests_gave_way}};
 }
 
 Json tokens_json(const SchedulerStatus& s) {

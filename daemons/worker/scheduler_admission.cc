@@ -1,0 +1,176 @@
+// Which requests are accepted, when they begin, and who gives way when memory runs out.
+#include <algorithm>
+#include <utility>
+
+#include "daemons/common/limits.h"
+#include "daemons/common/messages.h"
+#include "daemons/common/size.h"
+#include "daemons/worker/scheduler_entry.h"
+
+namespace stoker {
+
+/// Answer length of a request, given its prompt: what it asked for, or what the context leaves.
+Result<std::uint32_t> Scheduler::resolve_max_tokens(const Request& request) const {
+  const std::uint64_t prompt = request.prompt.size();
+  const std::string context_text = " tokens, the context is " + std::to_string(options_.context) + " tokens";
+  if (request.logits || request.score) {
+    if (prompt <= options_.context) return 0;
+    return stoker::fail(Errc::too_large, "the prompt is " + std::to_string(prompt) + context_text);
+  }
+  std::uint64_t answer = request.max_tokens;
+  if (!request.forced.empty()) answer = request.forced.size();
+  if (answer == 0 && prompt < options_.context) answer = options_.context - prompt;
+  if (prompt + std::max<std::uint64_t>(answer, 1) > options_.context)
+    return stoker::fail(Errc::too_large,
+                        "the prompt is " + std::to_string(prompt) + " tokens and the answer up to " +
+                            std::to_string(std::max<std::uint64_t>(answer, 1)) +
+                            ": together more than the context of " + std::to_string(options_.context) +
+                            " tokens; shorten the prompt, ask for fewer tokens, or start the worker "
+                            "with a larger --context");
+  return static_cast<std::uint32_t>(answer);
+}
+
+/// Code and text of why a request can never run; null when it can.
+const char* Scheduler::refusal(const Request& request, std::string& text) const {
+  if (request.prompt.empty()) {
+    text = "the prompt has no tokens";
+    return error_code::kInvalidRequest;
+  }
+  const std::uint32_t vocabulary = model_.config().vocab_size;
+  for (const auto* ids : {&request.prompt, &request.forced}) {
+    for (const std::uint32_t id : *ids) {
+      if (id < vocabulary) continue;
+      text = "token id " + std::to_string(id) + " is not in the vocabulary of " + std::to_string(vocabulary);
+      return error_code::kInvalidRequest;
+    }
+  }
+  if (!request.stop.empty() && rules_.tokenizer == nullptr) {
+    text = "stop strings need a tokenizer, and this model directory has no tokenizer.json";
+    return error_code::kNoTokenizer;
+  }
+  const auto max_tokens = resolve_max_tokens(request);
+  if (!max_tokens) {
+    text = max_tokens.error().message;
+    return error_code::kContext;
+  }
+  const std::uint64_t rows = request.logits ? (request.all_positions ? request.prompt.size() : 1)
+                                            : (request.raw_logits ? *max_tokens : 0);
+  if (rows * vocabulary * sizeof(float) > limits::kLogitsReplyBytes) {
+    text = "logits of " + std::to_string(rows) + " positions are " +
+           format_bytes(rows * vocabulary * sizeof(float)) + ", at most " +
+           format_bytes(limits::kLogitsReplyBytes);
+    return error_code::kInvalidRequest;
+  }
+  const std::uint64_t bytes = model_.sequence_bytes(request.prompt.size() + *max_tokens);
+  if (bytes > options_.sequence_memory) {
+    text = "the request needs " + format_bytes(bytes) + " of sequence state, the budget is " +
+           format_bytes(options_.sequence_memory) + " (--sequence-memory)";
+    return error_code::kMemory;
+  }
+  if (queue_.size() >= options_.queue_max) {
+    text = std::to_string(queue_.size()) + " requests wait already, at most " +
+           std::to_string(options_.queue_max) + " may; try again later";
+    return error_code::kQueueFull;
+  }
+  return nullptr;
+}
+
+void Scheduler::refuse(const Request& request, const char* code, const std::string& text) {
+  ++totals_.requests_refused;
+  sink_.send(request.client, error_message(request.id, code, text));
+}
+
+void Scheduler::submit(Request request) {
+  const auto same = [&](const std::unique_ptr<Entry>& e) {
+    return e->request.client == request.client && e->request.id == request.id;
+  };
+  if (std::any_of(queue_.begin(), queue_.end(), same) || std::any_of(active_.begin(), active_.end(), same))
+    return refuse(request, error_code::kDuplicateId,
+                  "a request with this id is still running on this connection");
+  std::string text;
+  if (const char* code = refusal(request, text); code != nullptr) return refuse(request, code, text);
+  auto entry = std::make_unique<Entry>();
+  entry->request = std::move(request);
+  entry->max_tokens = *resolve_max_tokens(entry->request);
+  entry->ticket = ++last_ticket_;
+  queue_.push_back(std::move(entry));
+}
+
+/// What a sequence of `length` tokens and the next few of its answer hold.
+std::uint64_t Scheduler::bytes_to(const Entry& entry, std::uint64_t length) const {
+  const std::uint64_t most = std::uint64_t{entry.prompt_size()} + entry.max_tokens;
+  return model_.sequence_bytes(std::min(length + options_.reserve_ahead, most));
+}
+
+/// First come, first served: a large request at the front is not overtaken by small ones.
+void Scheduler::admit() {
+  while (!queue_.empty() && active_.size() < options_.max_sequences) {
+    const std::uint64_t bytes = bytes_to(*queue_.front(), queue_.front()->to_prefill().size());
+    if (reserved_ + bytes > options_.sequence_memory) return;
+    std::unique_ptr<Entry> entry = std::move(queue_.front());
+    queue_.pop_front();
+    entry->sequence = model_.new_sequence();
+    entry->reserved = bytes;
+    reserved_ += bytes;
+    if (entry->again.empty()) start(*entry);
+    active_.push_back(std::move(entry));
+  }
+}
+
+void Scheduler::start(Entry& entry) {
+  entry.started = clock_.now();
+  entry.sequence_id = ++last_sequence_id_;
+  if (entry.max_tokens > 0)
+    entry.generation = std::make_unique<Generation>(entry.request, rules_, entry.max_tokens);
+  entry.stats.set_prompt_tokens(entry.prompt_size());
+  entry.stats.set_queue_seconds(seconds(entry.started - entry.request.arrived));
+  entry.stats.set_seed(entry.request.sampling.seed);
+}
+
+/// Reserves memory for the next token of every answer, if need be by sending the latest back to the queue.
+void Scheduler::make_room() {
+  std::vector<Entry*> growing;
+  for (const auto& entry : active_)
+    if (entry->decoding && model_.sequence_bytes(entry->generation->history().size()) > entry->reserved)
+      growing.push_back(entry.get());
+  std::sort(growing.begin(), growing.end(),
+            [](const Entry* a, const Entry* b) { return a->ticket < b->ticket; });
+  for (Entry* entry : growing) {
+    // One that came later may have given way to an earlier one of this loop.
+    while (entry->sequence != nullptr) {
+      const std::uint64_t want = bytes_to(*entry, entry->generation->history().size());
+      if (reserved_ - entry->reserved + want <= options_.sequence_memory) {
+        reserved_ += want - entry->reserved;
+        entry->reserved = want;
+        break;
+      }
+      give_way(*last_decoding());
+    }
+  }
+}
+
+/// Prompts that are being computed end soon and then decode; they are left alone.
+Scheduler::Entry* Scheduler::last_decoding() {
+  Entry* last = nullptr;
+  for (const auto& entry : active_)
+    if (entry->decoding && (last == nullptr || entry->ticket > last->ticket)) last = entry.get();
+  return last;
+}
+
+void Scheduler::give_way(Entry& entry) {
+  const std::vector<std::uint32_t>& history = entry.generation->history();
+  entry.again.assign(history.begin(), history.end() - 1);
+  entry.prompt_done = 0;
+  entry.decoding = false;
+  entry.sequence.reset();
+  reserved_ -= std::exchange(entry.reserved, 0);
+  ++totals_.requests_gave_way;
+  const auto at =
+      std::find_if(active_.begin(), active_.end(), [&](const auto& e) { return e.get() == &entry; });
+  const auto behind =
+      std::find_if(queue_.begin(), queue_.end(), [&](const auto& e) { return e->ticket > entry.ticket; });
+  queue_.insert(behind, std::move(*at));
+  active_.erase(at);
+}
+
+}  // namespace stoker
