@@ -129,9 +129,6 @@ class Model {
   /// whole step failed (expert source broken) and no sequence may be used any more.
   virtual Result<StepStats> step(std::span<const Segment> segments, Access access, ExpertSource& source,
                                  RoutingObserver* observer, std::span<SegmentResult> results) = 0;
-  /// Called by the thread that will call step(), before it does: a CPU for each compute thread, where there
-  /// are as many (ThreadPool::pin()).
-  virtual void pin_threads() {}
   [[nodiscard]] virtual DeviceRates rates() const { return {}; }
   /// "cpu, avx512, 2 threads" for logs and status.
   [[nodiscard]] virtual std::string describe() const = 0;

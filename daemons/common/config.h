@@ -53,7 +53,6 @@ struct Config {
 
   // [worker]
   std::uint32_t threads = 0;         ///< 0 = one per CPU of the affinity mask
-  bool pin_threads = true;           ///< a CPU for each, if there are as many
   std::string simd = "auto";         ///< auto, scalar, avx2, avx512, avx512vbmi
   std::string device = "auto";       ///< auto: a GPU if there is one; cpu, cuda, emulation
   std::uint32_t gpu = 0;             ///< which GPU, as CUDA numbers them

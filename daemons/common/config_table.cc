@@ -54,8 +54,6 @@ const std::array kSettings = {
             {},
             0,
             1024},
-    Setting{"worker.pin_threads", "pin-threads", kWorker, &Config::pin_threads,
-            "A CPU for each compute thread, where there are as many threads as CPUs"},
     Setting{"worker.simd", "simd", kWorker, &Config::simd, "Vector instructions",
             "auto|scalar|avx2|avx512|avx512vbmi"},
     Setting{"worker.max_sequences",

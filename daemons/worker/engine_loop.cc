@@ -25,9 +25,7 @@ std::size_t bytes_of(const Request& request) {
 
 EngineLoop::EngineLoop(Model& model, ExpertSource& source, const GenerationRules& rules,
                        RoutingObserver* observer, const Clock& clock, const SchedulerOptions& options)
-    : scheduler_(model, source, rules, observer, *this, clock, options),
-      model_(model),
-      pin_threads_(options.pin_threads) {}
+    : scheduler_(model, source, rules, observer, *this, clock, options) {}
 
 EngineLoop::~EngineLoop() {
   stop();
@@ -158,7 +156,6 @@ void EngineLoop::take_inbox(std::vector<Command>& commands) {
 }
 
 void EngineLoop::run() {
-  if (pin_threads_) model_.pin_threads();
   std::vector<Command> commands;
   for (;;) {
     {

@@ -86,8 +86,6 @@ class EngineLoop final : private EventSink {
   void ring() const;
 
   Scheduler scheduler_;  ///< engine thread only
-  Model& model_;
-  const bool pin_threads_;
   UniqueFd event_fd_;
   std::mutex mutex_;
   std::condition_variable wake_;

@@ -157,7 +157,6 @@ SchedulerOptions WorkerDaemon::scheduler_options() const {
   options.chunk = config_.chunk;
   options.context = std::min(config_.context, checkpoint_->config().max_position_embeddings);
   options.sequence_memory = sequence_memory_;
-  options.pin_threads = config_.pin_threads;
   return options;
 }
 

@@ -48,7 +48,6 @@ struct SchedulerOptions {
   std::uint32_t chunk_beside = 256;    ///< while another request decodes: its next token waits for the chunk
   std::uint32_t context = 32768;       ///< prompt + answer at most
   std::uint64_t sequence_memory = 0;   ///< budget in bytes for all sequences' state
-  bool pin_threads = false;            ///< Model::pin_threads(), for EngineLoop
   std::uint32_t reserve_ahead = 1024;  ///< tokens of an answer whose memory is reserved at a time
   /// Queued requests hear of their place at most this often; also how a dead client in the queue is noticed.
   Duration progress_every = std::chrono::milliseconds(250);

@@ -1,8 +1,5 @@
 #include "gpu-worker/cpu/thread_pool.h"
 
-#include <pthread.h>
-#include <sched.h>
-
 #include "shm/base/cpus.h"
 
 namespace stoker {
@@ -42,25 +39,6 @@ ThreadPool::~ThreadPool() {
   round_.fetch_add(1, std::memory_order_release);
   round_.notify_all();
   for (std::thread& worker : workers_) worker.join();
-}
-
-bool ThreadPool::pin() {
-  cpu_set_t usable;
-  CPU_ZERO(&usable);
-  if (::sched_getaffinity(0, sizeof usable, &usable) != 0) return false;
-  if (static_cast<unsigned>(CPU_COUNT(&usable)) != threads()) return false;
-  bool all = true;
-  unsigned thread = 0;
-  for (std::size_t cpu = 0; cpu < CPU_SETSIZE && thread < threads(); ++cpu) {
-    if (!CPU_ISSET(cpu, &usable)) continue;
-    cpu_set_t one;
-    CPU_ZERO(&one);
-    CPU_SET(cpu, &one);
-    const pthread_t handle = thread == 0 ? ::pthread_self() : workers_[thread - 1].native_handle();
-    all = ::pthread_setaffinity_np(handle, sizeof one, &one) == 0 && all;
-    ++thread;
-  }
-  return all;
 }
 
 void ThreadPool::run_parallel(std::size_t count, std::size_t grain, Task task) {

@@ -18,11 +18,6 @@ class ThreadPool {
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  /// Gives every thread a CPU of its own, the caller (who is the owner from now on) the first, if there are
-  /// as many threads as CPUs that the caller may use; else nothing, and false. Threads that the caller starts
-  /// later inherit its CPU.
-  bool pin();
-
   [[nodiscard]] unsigned threads() const { return static_cast<unsigned>(workers_.size()) + 1; }
 
   /// Calls body(begin, end, thread) on disjoint ranges that cover [0, count), `grain` items at a time

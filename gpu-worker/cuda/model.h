@@ -73,7 +73,6 @@ class CudaModel final : public Model {
   [[nodiscard]] std::uint32_t step_tokens_max() const override { return options_.step_tokens; }
   Result<StepStats> step(std::span<const Segment> segments, Access access, ExpertSource& source,
                          RoutingObserver* observer, std::span<SegmentResult> results) override;
-  void pin_threads() override { threads_->pin(); }
   [[nodiscard]] DeviceRates rates() const override { return rates_; }
   [[nodiscard]] std::string describe() const override;
 
