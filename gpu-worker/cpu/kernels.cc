@@ -39,6 +39,8 @@ namespace HWY_NAMESPACE {
 namespace {
 #include "gpu-worker/cpu/vec-inl.h"
 //
+#include "gpu-worker/cpu/matmul-inl.h"
+//
 #include "gpu-worker/cpu/kernels-inl.h"
 }  // namespace
 const Kernels* kernel_table() { return table(); }

@@ -14,6 +14,8 @@ namespace stoker::portable {
 namespace {
 #include "gpu-worker/cpu/vec-inl.h"
 //
+#include "gpu-worker/cpu/matmul-inl.h"
+//
 #include "gpu-worker/cpu/kernels-inl.h"
 }  // namespace
 

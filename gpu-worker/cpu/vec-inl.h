@@ -1,5 +1,5 @@
 // 16 virtual float lanes, in two spellings with the same bits: an array of floats (STOKER_PORTABLE) or
-// Highway vectors. Included by kernels-inl.h once per instruction set; not a stand-alone header.
+// Highway vectors. Included once per instruction set, before matmul-inl.h; not a stand-alone header.
 // Every operation is one IEEE operation per lane (contraction is off, see CMakeLists.txt).
 
 #if defined(STOKER_PORTABLE)
