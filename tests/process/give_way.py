@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Two answers that outgrow the memory together: the later one gives way, goes on later, and says the same as alone."""
 
+import json
 import random
 import sys
 
@@ -19,7 +20,7 @@ def ask(stack, prompt):
 def tokens_of(client):
     out, err = client.communicate(timeout=600)
     expect(client.returncode == 0, f"run ended with {client.returncode}: {err.decode()}")
-    return harness.json.loads(out)["tokens"]
+    return json.loads(out)["tokens"]
 
 
 def test(args, work):
