@@ -5,6 +5,7 @@
 //
 // Each row three times: with the loader on the demanding thread's CPU, on another, and where the kernel puts
 // it. Beside them the yardstick: what it takes to wake a thread by eventfd on that CPU, and nothing else.
+// Then once more with a loader that spins (loader.spin_ms) and so need not be woken.
 //   bench_demand MODEL_DIR [ROUNDS]      goal: below 10 us at the median
 #include <sched.h>
 #include <stdlib.h>  // NOLINT(modernize-deprecated-headers): mkdtemp
@@ -135,8 +136,9 @@ void report(const char* where, const char* name, std::vector<double> us) {
 class Bench {
  public:
   /// The loader's thread runs on `cpus`.
-  Bench(const std::string& model, std::vector<int> cpus)
+  Bench(const std::string& model, std::vector<int> cpus, Duration spin)
       : cpus_(std::move(cpus)),
+        spin_(spin),
         checkpoint_(take(Checkpoint::open(model))),
         plan_(take(ExpertPlan::make(checkpoint_))),
         pool_(take(Pool::create_or_adopt(spec()))) {
@@ -225,7 +227,7 @@ class Bench {
     auto engine = take(make_uring_engine(files_, {.depth = 256, .doorbell_fd = server_->doorbell_fd()}));
     engine_ = std::make_unique<StampedEngine>(std::move(engine), clock_);
     Loader loader(pool_, plan_, checkpoint_.files(), *engine_, clock_,
-                  {.bytes_in_flight = 64ULL << 20, .checksums = {}});
+                  {.bytes_in_flight = 64ULL << 20, .spin = spin_, .checksums = {}});
     while (!stop_) {
       for (const AttachEvent& event : server_->poll(Duration{}))
         if (event.kind == AttachEvent::Kind::attached) loader.add_process(event.process);
@@ -235,6 +237,7 @@ class Bench {
   }
 
   std::vector<int> cpus_;
+  Duration spin_;
   Checkpoint checkpoint_;
   ExpertPlan plan_;
   std::string name_ = "stoker-bench-demand." + std::to_string(::getpid());
@@ -266,13 +269,20 @@ int main(int argc, char** argv) {
       "| loader's CPU | loader | min us | median us | p90 us | p99 us | demands "
       "|\n|---|---|---|---|---|---|---|\n");
   const auto rows = [&](const char* where, const std::vector<int>& cpus) {
-    Bench bench(argv[1], cpus);
-    report(where, "asleep, the worker computing", bench.run(rounds, 0, true));
-    report(where, "(a thread woken, nothing else)", wake_only(rounds, true, cpus));
-    report(where, "asleep, the worker too", bench.run(rounds, 0, false));
-    report(where, "(a thread woken, nothing else)", wake_only(rounds, false, cpus));
-    report(where, "4 reads under way, the worker computing", bench.run(rounds, 4, true));
-    report(where, "4 reads under way, the worker asleep", bench.run(rounds, 4, false));
+    {
+      Bench bench(argv[1], cpus, {});
+      report(where, "asleep, the worker computing", bench.run(rounds, 0, true));
+      report(where, "(a thread woken, nothing else)", wake_only(rounds, true, cpus));
+      report(where, "asleep, the worker too", bench.run(rounds, 0, false));
+      report(where, "(a thread woken, nothing else)", wake_only(rounds, false, cpus));
+      report(where, "4 reads under way, the worker computing", bench.run(rounds, 4, true));
+      report(where, "4 reads under way, the worker asleep", bench.run(rounds, 4, false));
+    }
+    Bench bench(argv[1], cpus, std::chrono::milliseconds(20));
+    report(where, "spinning, the worker computing", bench.run(rounds, 0, true));
+    report(where, "spinning, the worker asleep", bench.run(rounds, 0, false));
+    report(where, "spinning, 4 reads under way, the worker computing", bench.run(rounds, 4, true));
+    report(where, "spinning, 4 reads under way, the worker asleep", bench.run(rounds, 4, false));
   };
   rows("any", all);
   run_on({all.front()});

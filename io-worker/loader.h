@@ -39,6 +39,10 @@ struct LoaderOptions {
   std::uint32_t transient_retries = 8;                  ///< EINTR, EAGAIN, EBUSY, ENOMEM
   std::uint32_t error_retries = 1;                      ///< EIO and other device errors
   Duration retry_delay = std::chrono::milliseconds(2);  ///< doubles with every retry
+  /// After a demand, go on looking for the next for this long instead of sleeping: it costs a CPU, and saves
+  /// the wake-up (one of the longest parts of a demand's way to the disk). 0: sleep whenever there is nothing
+  /// to do.
+  Duration spin{};
   /// XXH3-64 per expert over its gate, up and down bytes, in this order (checkpoint/checksums.h); empty: not
   /// checked. A mismatch is read again once, then the expert fails.
   std::vector<std::uint64_t> checksums;

@@ -45,7 +45,8 @@ struct Config {
   Size bytes_in_flight;          ///< bytes being read at the same time; 0 = measured at start
   double hint_share = 0.25;      ///< of bytes_in_flight that hints may use
   Size hint_budget{.bytes = 256ULL << 20,
-                   .percent = 0};   ///< read for hints per step of a worker; 0 = no limit
+                   .percent = 0};  ///< read for hints per step of a worker; 0 = no limit
+  std::uint32_t spin_ms = 0;       ///< how long the loader looks for demands before it sleeps; 0 = not at all
   std::string huge_pages = "auto";  ///< auto, off
   std::string checksums;            ///< file made by `stoker verify --checksums`; "" = reads are not checked
   bool unlink_on_exit = false;      ///< drop pool and weights at an orderly stop instead of staying warm

@@ -217,6 +217,7 @@ Result<void> LoaderDaemon::serve(StopSignals& signals) {
   const ExpertPlan& plan = model_->experts;
   LoaderOptions options{.hint_share = config_.hint_share,
                         .hint_budget = config_.hint_budget.of(machine_memory()),
+                        .spin = std::chrono::milliseconds(config_.spin_ms),
                         .checksums = {}};
   STOKER_TRY(options.bytes_in_flight, choose_bytes_in_flight());
   if (!config_.checksums.empty()) {

@@ -34,7 +34,10 @@ class Watched final : public IoEngine {
     most = std::max(most, engine_->in_flight());
     return taken;
   }
-  std::size_t reap(std::span<Completion> out, Duration wait) override { return engine_->reap(out, wait); }
+  std::size_t reap(std::span<Completion> out, Duration wait) override {
+    last_wait = wait;
+    return engine_->reap(out, wait);
+  }
   [[nodiscard]] std::size_t in_flight() const noexcept override { return engine_->in_flight(); }
   [[nodiscard]] std::size_t capacity() const noexcept override { return engine_->capacity(); }
   [[nodiscard]] std::string describe() const override { return engine_->describe(); }
@@ -42,6 +45,7 @@ class Watched final : public IoEngine {
   std::vector<std::uint64_t> offsets;
   std::size_t submissions = 0;
   std::size_t most = 0;  ///< reads in flight
+  Duration last_wait{};
 
  private:
   std::unique_ptr<IoEngine> engine_;
@@ -51,7 +55,7 @@ class Watched final : public IoEngine {
 class Rig {
  public:
   explicit Rig(std::uint32_t slots = kExperts, std::vector<SimBadRange> bad = {},
-               std::uint32_t experts_in_flight = 4)
+               std::uint32_t experts_in_flight = 4, Duration spin = {})
       : name_(unique_name("preload")), guard_(name_) {
     std::vector<std::vector<Extent>> extents;
     for (std::uint32_t e = 0; e < kExperts; ++e)
@@ -73,6 +77,7 @@ class Rig {
     spec.huge_pages = HugePages::off;
     pool_ = std::make_unique<Pool>(take(Pool::create_or_adopt(spec)));
     engine = std::make_unique<Watched>(std::make_unique<SimEngine>(kernel_, EngineOptions{.depth = 16}));
+    options_.spin = spin;
     options_.bytes_in_flight = std::uint64_t{experts_in_flight} * kExpertBytes;
     restart();
     attach();
@@ -93,9 +98,12 @@ class Rig {
     loader->set_preload(*preload_);
     return *preload_;
   }
+  void pass(Duration time) { clock_.advance(time); }
   void run(Duration time) {
-    for (const Duration end = clock_.now() + time; clock_.now() < end;)
+    for (const Duration end = clock_.now() + time; clock_.now() < end;) {
       loader->turn(std::min<Duration>(end - clock_.now(), 100us));
+      if (options_.spin > 0s) pass(1us);  // virtual time stands still in turns that do not wait
+    }
   }
   DemandTicket demand(std::uint32_t expert) {
     const auto ticket = demands_->post(ExpertKey{expert}, 0);

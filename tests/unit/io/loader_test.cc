@@ -44,6 +44,24 @@ TEST_CASE("the disk is busy while a read is in flight, however many are", "[load
   CHECK(busy() - before <= both);
 }
 
+TEST_CASE("a loader that spins sleeps only when no demand has come for that long", "[loader]") {
+  Rig rig(kExperts, {}, 4, 5ms);
+  rig.loader->turn(50ms);
+  CHECK(rig.engine->last_wait == 50ms);
+  (void)rig.serve(rig.demand(3));
+  rig.loader->turn(50ms);
+  CHECK(rig.engine->last_wait == 0ms);
+  rig.pass(5ms);
+  rig.loader->turn(50ms);
+  CHECK(rig.engine->last_wait == 50ms);
+  // The last reads of an orderly stop are slept for.
+  (void)rig.demand(4);
+  rig.loader->turn(50ms);
+  CHECK(rig.engine->last_wait == 0ms);
+  rig.loader->drain();
+  CHECK(rig.engine->last_wait > 0ms);
+}
+
 TEST_CASE("a victim that is used after it was chosen stays", "[loader]") {
   Rig rig(4);  // slots
   for (const std::uint32_t expert : {0U, 1U, 2U, 3U}) rig.serve(rig.demand(expert));
