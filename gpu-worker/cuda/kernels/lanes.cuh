@@ -99,22 +99,15 @@ __device__ __forceinline__ bool is_not_finite(float x) {
 /// The larger of two as the CPU's softmax has it: a NaN never replaces a number.
 __device__ __forceinline__ float larger(float a, float b) { return b > a ? b : a; }
 
-/// Values of four E4M3FN codes. A code's exponent and mantissa fields, put where a float has its own, mean
-/// value * 2^-120, subnormals included. NaN codes come out as 480: see f8_nans.
-__device__ __forceinline__ void f8_values(unsigned codes, float (&out)[4]) {
-  STOKER_UNROLL
-  for (unsigned i = 0; i < 4; ++i) {
-    const int signed_top = static_cast<int>(codes << (24 - 8 * i));
-    out[i] = __uint_as_float(static_cast<unsigned>(signed_top >> 4) & 0x87F0'0000U) * 0x1p120F;
-  }
-}
 /// The top bit of each byte that is a NaN code, 0x7F or 0xFF.
 __device__ __forceinline__ unsigned f8_nans(unsigned codes) {
   return ((codes & 0x7F7F'7F7FU) + 0x0101'0101U) & 0x8080'8080U;
 }
 
 /// Values of four E4M3FN codes over kF8Fold, for products with a scale that was multiplied by it: exact, and
-/// one instruction less per weight. Where the hardware converts, NaN codes are NaN; elsewhere see f8_nans.
+/// one instruction less per weight. Where the hardware does not convert: a code's exponent and mantissa
+/// fields, put where a float has its own, mean value * 2^-120, subnormals included. NaN codes come out as NaN
+/// where it does and as 480 elsewhere: see f8_nans.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
 constexpr float kF8Fold = 1.0F;
 constexpr bool kF8NanIsNan = true;
@@ -140,5 +133,16 @@ __device__ __forceinline__ void f8_folded(unsigned codes, float (&out)[4]) {
 #endif
 
 __device__ __forceinline__ float quiet_nan() { return __uint_as_float(0x7FC0'0000U); }
+
+/// The same as they are, NaN included.
+__device__ __forceinline__ void f8_values(unsigned codes, float (&out)[4]) {
+  f8_folded(codes, out);
+  const unsigned nans = kF8NanIsNan ? 0 : f8_nans(codes);
+  STOKER_UNROLL
+  for (unsigned i = 0; i < 4; ++i) {
+    const bool nan = (nans & (0x80U << (8 * i))) != 0;
+    out[i] = nan ? quiet_nan() : out[i] * kF8Fold;
+  }
+}
 
 }  // namespace stoker::device

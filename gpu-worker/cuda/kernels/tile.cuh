@@ -64,12 +64,8 @@ __device__ __forceinline__ void decode_eight(const TileLoad& in, float (&out)[8]
     for (unsigned half = 0; half < 2; ++half) {
       float value[4];
       f8_values(words[half], value);
-      const unsigned nans = f8_nans(words[half]);
       STOKER_UNROLL
-      for (unsigned i = 0; i < 4; ++i) {
-        const bool nan = (nans & (0x80U << (8 * i))) != 0;
-        out[4 * half + i] = (nan ? quiet_nan() : value[i]) * in.scale;
-      }
+      for (unsigned i = 0; i < 4; ++i) out[4 * half + i] = value[i] * in.scale;
     }
   } else {
     STOKER_UNROLL

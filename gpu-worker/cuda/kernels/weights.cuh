@@ -36,7 +36,7 @@ __device__ __forceinline__ float weight_at(const RowView& row, unsigned k, unsig
     const unsigned code = row.data[k];
     float value[4];
     f8_values(code, value);
-    return (f8_nans(code) != 0 ? quiet_nan() : value[0]) * row.scales[k / block_cols];
+    return value[0] * row.scales[k / block_cols];
   } else if constexpr (kCode == Code::bf16) {
     return __uint_as_float(unsigned{reinterpret_cast<const std::uint16_t*>(row.data)[k]} << 16);
   } else if constexpr (kCode == Code::f16) {
