@@ -43,6 +43,14 @@ enum class Code : std::uint8_t { f8_e4m3, bf16, f16, f32 };
 /// checkpoints have less than 1.
 inline constexpr float kScaleLimit = 128.0F;
 
+/// What the kernels take at most; a model beyond it is refused when it is loaded. They follow from registers,
+/// threads per block and the 48 KiB of shared memory that every card has.
+inline constexpr std::uint32_t kHeadDimMax = 1024;  ///< attention heads, and value heads of DeltaNet
+inline constexpr std::uint32_t kKeyDimMax = 4096;   ///< key heads of DeltaNet
+inline constexpr std::uint32_t kConvTapsMax = 8;
+inline constexpr std::uint32_t kHiddenMax = 12'284;   ///< rows that are normalised
+inline constexpr std::uint32_t kExpertsMax = 12'280;  ///< per layer
+
 /// A row-major weight matrix in device memory, 16-byte aligned. FP8: a tile of block_rows x block_cols shares
 /// a scale below kScaleLimit, row-major [ceil(rows/block_rows), ceil(cols/block_cols)].
 struct Matrix {

@@ -20,12 +20,39 @@ constexpr std::uint64_t kMeasuredBytes = 256ULL << 20;
 
 std::string mib(std::uint64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
 
+/// Errc::unsupported for a model whose shapes the kernels do not take: now, not at its first step.
+Result<void> check_shapes(const ModelConfig& c, std::uint32_t step_tokens) {
+  const struct {
+    const char* name;
+    std::uint32_t value, most;
+  } limits[] = {{"head_dim", c.head_dim, device::kHeadDimMax},
+                {"linear_value_head_dim", c.linear_value_dim, device::kHeadDimMax},
+                {"linear_key_head_dim", c.linear_key_dim, device::kKeyDimMax},
+                {"linear_conv_kernel_dim", c.conv_kernel, device::kConvTapsMax},
+                {"hidden_size", c.hidden_size, device::kHiddenMax},
+                {"num_experts", c.experts, device::kExpertsMax}};
+  for (const auto& limit : limits) {
+    if (limit.value <= limit.most) continue;
+    return fail(Errc::unsupported, std::string(limit.name) + " is " + std::to_string(limit.value) +
+                                       ", the GPU worker takes at most " + std::to_string(limit.most) +
+                                       ": give --device cpu");
+  }
+  // Kernels count floats of a step's rows in 32 bits.
+  const std::uint64_t row = std::max<std::uint64_t>(
+      c.hidden_size, std::uint64_t{c.experts_per_token} * std::max(c.moe_intermediate, 1U));
+  if (row * step_tokens > 0xFFFF'FFFFU)
+    return fail(Errc::invalid, "steps of " + std::to_string(step_tokens) +
+                                   " tokens are too large for this model on a GPU: give a smaller --chunk");
+  return {};
+}
+
 }  // namespace
 
 Result<std::unique_ptr<CudaModel>> CudaModel::load(const ModelConfig& config, const WeightsImage& image,
                                                    const CudaOptions& options, const Clock& clock) {
   if (options.step_tokens == 0 || options.sequences == 0 || options.context == 0)
     return fail(Errc::invalid, "step_tokens, sequences and context must be at least 1");
+  STOKER_TRY_VOID(check_shapes(config, options.step_tokens));
   STOKER_TRY(DeviceModule module, DeviceModule::open(options.kind, options.module_path));
   std::unique_ptr<CudaModel> model(new CudaModel(std::move(module), config, options, clock));
   STOKER_TRY_VOID(model->load_all(image));

@@ -136,6 +136,27 @@ TEST_CASE("cuda: too little memory is an error with both numbers", "[refused]") 
   CHECK(model.error().message.find("--vram") != std::string::npos);
 }
 
+TEST_CASE("cuda: shapes that the kernels do not take are refused before anything is computed", "[refused]") {
+  const auto opened = open_golden("t0");
+  const auto refused = [&](const ModelConfig& config, const CudaOptions& options, const std::string& text) {
+    const auto model = opened->load_cuda(options, config);
+    REQUIRE(!model.has_value());
+    INFO(model.error().message);
+    CHECK(model.error().message.find(text) != std::string::npos);
+  };
+  const ModelConfig& golden = opened->golden().config;
+  ModelConfig wide = golden, tall = golden, taps = golden;
+  wide.head_dim = device::kHeadDimMax + 1;
+  tall.hidden_size = device::kHiddenMax + 1;
+  taps.conv_kernel = device::kConvTapsMax + 1;
+  refused(wide, small_options(), "head_dim is 1025, the GPU worker takes at most 1024: give --device cpu");
+  refused(tall, small_options(), "hidden_size");
+  refused(taps, small_options(), "linear_conv_kernel_dim");
+  CudaOptions long_steps = small_options();
+  long_steps.step_tokens = 0xFFFF'FFFFU;
+  refused(golden, long_steps, "--chunk");
+}
+
 TEST_CASE("cuda: a scale that the kernels cannot take is refused, the CPU computes with it", "[refused]") {
   const auto opened = open_golden("a_fp8");
   opened->expert_scales(1)[3] = device::kScaleLimit;

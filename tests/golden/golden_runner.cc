@@ -100,9 +100,10 @@ std::span<float> GoldenRun::expert_scales(std::uint32_t layer) {
   return {reinterpret_cast<float*>(image_.data() + offset), scales->elements()};
 }
 
-Result<std::unique_ptr<CudaModel>> GoldenRun::load_cuda(CudaOptions options) const {
+Result<std::unique_ptr<CudaModel>> GoldenRun::load_cuda(CudaOptions options,
+                                                        const ModelConfig& config) const {
   options.pool = source_->memory();
-  return CudaModel::load(golden_.config, *weights_, options, clock_);
+  return CudaModel::load(config, *weights_, options, clock_);
 }
 
 Result<std::vector<std::vector<float>>> run(Model& model, ExpertSource& source, std::span<const Feed> feeds) {

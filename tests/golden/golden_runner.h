@@ -27,7 +27,10 @@ class GoldenRun {
   /// With another config than the golden's (to see that the check notices).
   Result<std::unique_ptr<Model>> load_model(Simd simd, const ModelConfig& config) const;
   /// On a device; see CudaOptions. Experts are copied from pinned memory, as from a pool.
-  Result<std::unique_ptr<CudaModel>> load_cuda(CudaOptions options) const;
+  Result<std::unique_ptr<CudaModel>> load_cuda(CudaOptions options) const {
+    return load_cuda(std::move(options), golden_.config);
+  }
+  Result<std::unique_ptr<CudaModel>> load_cuda(CudaOptions options, const ModelConfig& config) const;
   /// FP8 scales of one layer's experts, to be damaged.
   [[nodiscard]] std::span<float> expert_scales(std::uint32_t layer);
 

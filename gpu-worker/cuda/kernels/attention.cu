@@ -277,7 +277,7 @@ Status launch_attention(const Attention& a, Stream* s) {
   if (a.step.row_count == 0 || a.longest == 0) return nullptr;
   if (a.kv_heads == 0 || a.heads % a.kv_heads != 0)
     return "attention: the query heads must be a multiple of the kv heads";
-  if (a.head_dim == 0 || a.head_dim > 1024) return "attention: heads of 1 to 1024 dimensions only";
+  if (a.head_dim == 0 || a.head_dim > kHeadDimMax) return "attention: heads of 1 to 1024 dimensions only";
   const std::uint64_t per_row = attention_workspace(a.heads, a.head_dim, a.longest);
   std::uint64_t group = a.workspace_floats / per_row;
   if (group == 0) return "attention: the workspace is smaller than attention_workspace()";

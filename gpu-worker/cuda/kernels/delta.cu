@@ -7,7 +7,6 @@ namespace stoker::device {
 namespace {
 
 constexpr unsigned kConvThreads = 128;
-constexpr unsigned kTapsMax = 8;
 
 /// A thread has one channel of one segment and walks its tokens with the last inputs in registers, the newest
 /// at the end. They begin and end as the state, which no other thread touches.
@@ -15,32 +14,32 @@ __global__ void __launch_bounds__(kConvThreads) convolution(Convolution a) {
   const unsigned channel = blockIdx.x * kConvThreads + threadIdx.x;
   const Segment segment = a.step.segments[blockIdx.y];
   if (channel >= a.channels || segment.rows == 0) return;
-  const unsigned unused = kTapsMax - a.taps;
+  const unsigned unused = kConvTapsMax - a.taps;
   float* state = segment.conv + std::size_t{a.layer} * (a.taps - 1) * a.channels + channel;
   const float* in = a.in + std::size_t{segment.first_row} * a.in_stride + channel;
   float* out = a.out + std::size_t{segment.first_row} * a.channels + channel;
-  float w[kTapsMax];
-  float window[kTapsMax];
+  float w[kConvTapsMax];
+  float window[kConvTapsMax];
   window[0] = 0.0F;
   STOKER_UNROLL
-  for (unsigned j = 0; j < kTapsMax; ++j) {
+  for (unsigned j = 0; j < kConvTapsMax; ++j) {
     w[j] = j >= unused ? a.w[std::size_t{j - unused} * a.channels + channel] : 0.0F;
     if (j > 0) window[j] = j > unused ? state[std::size_t{j - unused - 1} * a.channels] : 0.0F;
   }
   STOKER_UNROLL_BY(4)
   for (unsigned t = 0; t < segment.rows; ++t) {
     STOKER_UNROLL
-    for (unsigned j = 0; j + 1 < kTapsMax; ++j) window[j] = window[j + 1];
-    window[kTapsMax - 1] = __ldg(in + std::size_t{t} * a.in_stride);
+    for (unsigned j = 0; j + 1 < kConvTapsMax; ++j) window[j] = window[j + 1];
+    window[kConvTapsMax - 1] = __ldg(in + std::size_t{t} * a.in_stride);
     float acc = 0.0F;
     STOKER_UNROLL
-    for (unsigned j = 0; j < kTapsMax; ++j) {
+    for (unsigned j = 0; j < kConvTapsMax; ++j) {
       if (j >= unused) acc = fmaf(w[j], window[j], acc);
     }
     out[std::size_t{t} * a.channels] = silu_lane(acc);
   }
   STOKER_UNROLL
-  for (unsigned j = 1; j < kTapsMax; ++j) {
+  for (unsigned j = 1; j < kConvTapsMax; ++j) {
     if (j > unused) state[std::size_t{j - unused - 1} * a.channels] = window[j];
   }
 }
@@ -63,9 +62,10 @@ struct DeltaShared {
         decay(kq + tokens),
         beta(decay + tokens) {}
 };
-std::size_t delta_shared_bytes(std::size_t tokens, std::size_t dk, std::size_t dv) {
+constexpr std::size_t delta_shared_bytes(std::size_t tokens, std::size_t dk, std::size_t dv) {
   return tokens * (2 * dk + dv + 3) * sizeof(float);
 }
+static_assert(delta_shared_bytes(1, kKeyDimMax, kHeadDimMax) <= kSharedBytesMax, "the largest head fits");
 
 /// Brings a token's v, and what its columns have in common: by a half-warp q, k and k . q, by a thread decay
 /// and beta.
@@ -224,7 +224,7 @@ __global__ void __launch_bounds__(kKeys > 0 ? 256 : 1024, 1) delta_rule(DeltaRul
 
 Status launch_convolution(const Convolution& a, Stream* s) {
   if (a.step.segment_count == 0 || a.step.row_count == 0 || a.channels == 0) return nullptr;
-  if (a.taps == 0 || a.taps > kTapsMax) return "convolution: 1 to 8 taps only";
+  if (a.taps == 0 || a.taps > kConvTapsMax) return "convolution: 1 to 8 taps only";
   if (a.step.segment_count > 65'535) return "convolution: more than 65535 segments";
   const dim3 grid((a.channels + kConvThreads - 1) / kConvThreads, a.step.segment_count);
   return STOKER_LAUNCH(convolution, grid, kConvThreads, 0, s, a);
@@ -234,12 +234,12 @@ Status launch_delta_rule(const DeltaRule& a, Stream* s) {
   if (a.step.segment_count == 0 || a.step.row_count == 0) return nullptr;
   if (a.key_heads == 0 || a.value_heads % a.key_heads != 0)
     return "delta_rule: the value heads must be a multiple of the key heads";
-  if (a.dk == 0 || a.dv == 0 || a.dv > 1024) return "delta_rule: value heads of 1 to 1024 dimensions only";
+  if (a.dk == 0 || a.dv == 0 || a.dv > kHeadDimMax || a.dk > kKeyDimMax)
+    return "delta_rule: value heads of 1 to 1024, key heads of 1 to 4096 dimensions only";
   if (a.step.segment_count > 65'535) return "delta_rule: more than 65535 segments";
   unsigned tokens = min(kTokensMax, a.step.row_count);
   while (tokens > 1 && delta_shared_bytes(tokens, a.dk, a.dv) > kSharedBytesMax) tokens /= 2;
   const std::size_t bytes = delta_shared_bytes(tokens, a.dk, a.dv);
-  if (bytes > kSharedBytesMax) return "delta_rule: a head is too large for shared memory";
   const dim3 grid(a.value_heads, a.step.segment_count);
   const unsigned threads = (a.dv + 31) / 32 * 32;
   if (a.dk == 128 && threads <= 256)

@@ -242,8 +242,8 @@ Status experts_as(const Experts& a, Stream* s) {
 Status launch_experts(const Experts& a, Stream* s) {
   if (a.count == 0 || a.most_pairs == 0) return nullptr;
   if (a.count > 65'535) return "experts: more than 65535 experts in a batch";
-  if (a.k == 0 || a.hidden == 0 || a.inner == 0 || a.hidden > 1'000'000 || a.inner > 1'000'000)
-    return "experts: k, hidden and inner must be positive, and no dimension above a million";
+  if (a.k == 0 || a.hidden == 0 || a.inner == 0 || std::uint64_t{a.hidden} * a.inner > 0xFFFF'FFFFU)
+    return "experts: k, hidden and inner must be positive, and a matrix have less than 2^32 weights";
   switch (a.code) {
     case Code::f8_e4m3:
       if (a.block_rows == 0 || a.block_cols == 0) return "experts: FP8 needs the size of the tiles";

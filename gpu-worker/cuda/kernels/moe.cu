@@ -123,7 +123,8 @@ Status launch_top_k(const TopK& a, Stream* s) {
   if (a.rows == 0) return nullptr;
   if (a.k > a.experts) return "top_k: k is larger than the number of experts";
   const std::size_t bytes = std::size_t{a.experts} * sizeof(unsigned);
-  if (a.experts == 0 || bytes + 32 > kSharedBytesMax) return "top_k: 1 to 12280 experts only";
+  static_assert(kExpertsMax * sizeof(unsigned) + 32 <= kSharedBytesMax, "one word per expert");
+  if (a.experts == 0 || a.experts > kExpertsMax) return "top_k: 1 to 12280 experts only";
   return STOKER_LAUNCH(top_k, a.rows, kTopThreads, bytes, s, a);
 }
 

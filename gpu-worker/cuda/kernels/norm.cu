@@ -47,7 +47,8 @@ __global__ void __launch_bounds__(kThreads) not_finite(NotFinite a) {
 Status launch_rms_norm(const RmsNorm& a, Stream* s) {
   if (a.rows == 0) return nullptr;
   const std::size_t bytes = std::size_t{a.n} * sizeof(float);
-  if (a.n == 0 || bytes + 16 > kSharedBytesMax) return "rms_norm: rows of 1 to 12284 floats only";
+  static_assert(kHiddenMax * sizeof(float) + 16 <= kSharedBytesMax, "a row in shared memory");
+  if (a.n == 0 || a.n > kHiddenMax) return "rms_norm: rows of 1 to 12284 floats only";
   return STOKER_LAUNCH(rms_norm, a.rows, kThreads, bytes, s, a);
 }
 
