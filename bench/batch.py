@@ -21,7 +21,7 @@ from harness import Stack  # noqa: E402  (out_of_core adds its folder to the pat
 
 def decode(args, count, ids, work, config):
     slots = int(args.fraction * config["num_hidden_layers"] * config["num_experts"])
-    stack = Stack(args.bin, args.model, work, slots=slots).start_all(timeout=1800)
+    stack = Stack(args.bin, args.model, work, slots=slots, extra_worker=("--kept-sequences", "0")).start_all(timeout=1800)
     try:
         def client(prompt, tokens, name):
             forced = work / f"forced-{name}.txt"

@@ -21,7 +21,7 @@ from harness import Stack  # noqa: E402  (out_of_core sets the path)
 
 def one(args, slots, ids, work):
     started = time.monotonic()
-    stack = Stack(args.bin, args.model, work, slots=slots).start_all(timeout=1800)
+    stack = Stack(args.bin, args.model, work, slots=slots, extra_worker=("--kept-sequences", "0")).start_all(timeout=1800)
     ready = time.monotonic() - started
     memory = PeakMemory([p.pid for p in stack.processes.values()])
     memory.start()

@@ -74,7 +74,7 @@ def counters(status):
 def decode(args, fraction, ids, work, config, extra_worker=(), settle=0):
     slots = max(config["num_experts_per_tok"], int(fraction * config["num_hidden_layers"] * config["num_experts"]))
     stack = Stack(args.bin, args.model, work, slots=slots, predictor=not args.no_predictor,
-                  extra_worker=extra_worker).start_all(timeout=1800)
+                  extra_worker=("--kept-sequences", "0", *extra_worker)).start_all(timeout=1800)
     try:
         warm, measured = ids[:args.warm], ids[args.warm:args.warm + args.tokens]
         forced = work / "forced.txt"

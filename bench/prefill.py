@@ -84,7 +84,7 @@ def found(before, after):
 def one_stack(args, config, ids, work, prompt):
     """(prefill seconds or 0, share found in the pool before, after)."""
     slots = int(args.fraction * config["num_hidden_layers"] * config["num_experts"])
-    stack = Stack(args.bin, args.model, work, slots=slots).start_all(timeout=1800)
+    stack = Stack(args.bin, args.model, work, slots=slots, extra_worker=("--kept-sequences", "0")).start_all(timeout=1800)
     try:
         def decode(first, count):
             forced = work / "forced.txt"

@@ -76,7 +76,7 @@ def main():
     bytes_per_fill = 3 * config["hidden_size"] * config["moe_intermediate_size"] * 1.0013
     rows, bad = [], 0
     with tempfile.TemporaryDirectory(prefix="stoker-soak-") as work:
-        stack = Stack(args.bin, args.model, work, slots=slots).start_all(timeout=1800)
+        stack = Stack(args.bin, args.model, work, slots=slots, extra_worker=("--kept-sequences", "0")).start_all(timeout=1800)
         try:
             one_round(stack, ids, pathlib.Path(work))  # fills the pool
             started = time.monotonic()

@@ -70,6 +70,7 @@ tl::expected<wire::Stats, ExitReport> BenchRunner::request(Session& session, std
   request.set_id(next_request_id(++requests_));
   request.set_max_tokens(generated);
   request.set_ignore_eos(true);
+  request.set_no_reuse(true);
   const auto id = plan_.ids.begin() + static_cast<std::ptrdiff_t>(first);
   for (std::uint32_t i = 0; i < prompt; ++i) request.mutable_tokens()->add_ids(id[i]);
   for (std::uint32_t i = prompt; i < prompt + generated; ++i) request.add_forced(id[i]);

@@ -65,8 +65,9 @@ struct Config {
   std::uint32_t context = 32768;     ///< tokens per sequence at most; capped by the model's own
   std::uint32_t chunk = 1024;        ///< prompt tokens per prefill step
   Size sequence_memory{.bytes = 0, .percent = 25};  ///< budget of all sequences' state
-  bool samples = true;                              ///< publish routing samples for the predictor
-  std::uint32_t loader_wait = 60;                   ///< seconds to wait for a loader before a request fails
+  std::uint32_t kept_sequences = 8;  ///< of requests that ended, for those that go on from them; 0: none
+  bool samples = true;               ///< publish routing samples for the predictor
+  std::uint32_t loader_wait = 60;    ///< seconds to wait for a loader before a request fails
 
   // [predictor]
   std::string hints = "auto";      ///< auto, on, off

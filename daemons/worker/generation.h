@@ -31,6 +31,7 @@ struct Request {
   std::vector<std::uint32_t> forced;  ///< these ids instead of sampled ones; ends with the last of them
   bool raw_logits = false;
   std::uint32_t prefill_split = 0;
+  bool no_reuse = false;  ///< compute all of the prompt, whatever was kept, and keep nothing
   Duration arrived{};
 };
 

@@ -157,6 +157,7 @@ SchedulerOptions WorkerDaemon::scheduler_options() const {
   options.chunk = config_.chunk;
   options.context = std::min(config_.context, checkpoint_->config().max_position_embeddings);
   options.sequence_memory = sequence_memory_;
+  options.kept_sequences = config_.kept_sequences;
   return options;
 }
 

@@ -95,6 +95,7 @@ Built build_request(const TextTools& tools, const wire::GenerateRequest& wire,
   request.forced.assign(wire.forced().begin(), wire.forced().end());
   request.raw_logits = wire.raw_logits_of_steps();
   request.prefill_split = wire.prefill_split();
+  request.no_reuse = wire.no_reuse();
   return request;
 }
 

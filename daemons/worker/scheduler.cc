@@ -70,6 +70,7 @@ Scheduler::Scheduler(Model& model, ExpertSource& source, const GenerationRules& 
       clock_(clock),
       options_(options),
       tally_(std::make_unique<Tally>(observer)),
+      kept_(options.kept_sequences),
       last_progress_(clock.now()) {
   options_.chunk = std::min(options_.chunk, model.step_tokens_max());
   options_.max_sequences = std::min(options_.max_sequences, model.step_tokens_max());
@@ -290,7 +291,7 @@ void Scheduler::finish(Entry& entry, const std::string& reason) {
 void Scheduler::fail(Entry& entry, const char* code, const std::string& text) {
   sink_.send(entry.request.client, error_message(entry.request.id, code, text));
   ++totals_.requests_failed;
-  entry.finished = true;
+  entry.finished = entry.failed = true;
 }
 
 void Scheduler::cancel(const std::string& client, const std::string& id) {
@@ -335,8 +336,10 @@ void Scheduler::erase_finished() {
   std::erase_if(active_, [this](const std::unique_ptr<Entry>& entry) {
     if (!entry->finished) return false;
     reserved_ -= entry->reserved;
+    if (!entry->failed && !entry->request.no_reuse) keep(*entry);
     return true;
   });
+  kept_.shrink_to(options_.sequence_memory - reserved_);
 }
 
 void Scheduler::report_progress() {
@@ -362,6 +365,8 @@ SchedulerStatus Scheduler::status() {
   const Duration now = clock_.now();
   status.queued = static_cast<std::uint32_t>(queue_.size());
   status.reserved_bytes = reserved_;
+  status.kept_bytes = kept_.bytes();
+  status.kept_sequences = static_cast<std::uint32_t>(kept_.size());
   for (const auto& entry : active_) {
     ++(entry->decoding ? status.decoding : status.prefilling);
     status.sequence_bytes += entry->sequence->memory_bytes();

@@ -5,8 +5,10 @@
 //   1. queued      admitted to the queue (bounded); waits for a place and for memory.
 //   2. prefilling  owns a sequence; its prompt goes through the model in chunks, oldest request first.
 //   3. decoding    one token per step, together with all other decoding requests.
-//   4. done        DoneEvent (after LogitsEvents or ScoreEvents, if asked for), or ErrorEvent; everything
-//                  freed at once.
+//   4. done        DoneEvent (after LogitsEvents or ScoreEvents, if asked for), or ErrorEvent. Its sequence
+//   is
+//                  kept for a request that goes on from it (kept_sequences.h), as long as nobody needs the
+//                  memory.
 // Prefill chunks and decode steps alternate while there is work of both kinds, so a long prompt delays the
 // others by at most one chunk per token.
 //
@@ -26,6 +28,7 @@
 #include <vector>
 
 #include "daemons/worker/generation.h"
+#include "daemons/worker/kept_sequences.h"
 #include "daemons/worker/rate_meter.h"
 #include "gpu-worker/decode.h"
 #include "gpu-worker/expert_source.h"
@@ -49,6 +52,7 @@ struct SchedulerOptions {
   std::uint32_t context = 32768;       ///< prompt + answer at most
   std::uint64_t sequence_memory = 0;   ///< budget in bytes for all sequences' state
   std::uint32_t reserve_ahead = 1024;  ///< tokens of an answer whose memory is reserved at a time
+  std::uint32_t kept_sequences = 8;    ///< of requests that ended, at most; within sequence_memory
   /// Queued requests hear of their place at most this often; also how a dead client in the queue is noticed.
   Duration progress_every = std::chrono::milliseconds(250);
 };
@@ -60,7 +64,10 @@ struct SchedulerStatus {
   std::uint64_t reserved_bytes = 0;  ///< promised to active requests
   std::uint64_t requests_done = 0, requests_failed = 0, requests_cancelled = 0, requests_refused = 0;
   std::uint64_t requests_gave_way = 0;  ///< times that one went back to the queue for want of memory
-  std::uint64_t prompt_tokens = 0, generated_tokens = 0;
+  std::uint64_t prompt_tokens = 0, generated_tokens = 0;  ///< computed
+  std::uint64_t cached_tokens = 0;  ///< of prompts, not computed: a kept sequence had them
+  std::uint64_t kept_bytes = 0;     ///< held by kept sequences now
+  std::uint32_t kept_sequences = 0;
   std::uint64_t prefill_steps = 0, decode_steps = 0;
   double prefill_seconds = 0, decode_seconds = 0, stall_seconds = 0;
   std::uint64_t experts_vram = 0, experts_pool = 0, experts_hinted = 0, experts_disk = 0,
@@ -104,6 +111,9 @@ class Scheduler {
   void refuse(const Request& request, const char* code, const std::string& text);
   [[nodiscard]] std::uint64_t bytes_to(const Entry& entry, std::uint64_t length) const;
   void admit();
+  void give_sequence(Entry& entry);
+  void reserve(Entry& entry, std::uint64_t bytes);
+  void keep(Entry& entry);
   void start(Entry& entry);
   void make_room();
   [[nodiscard]] Entry* last_decoding();
@@ -134,7 +144,8 @@ class Scheduler {
   std::unique_ptr<Tally> tally_;
   std::deque<std::unique_ptr<Entry>> queue_;    ///< by ticket
   std::vector<std::unique_ptr<Entry>> active_;  ///< in order of admission
-  std::uint64_t reserved_ = 0;
+  std::uint64_t reserved_ = 0;                  ///< with kept_.bytes() never above sequence_memory
+  KeptSequences kept_;
   std::uint64_t last_ticket_ = 0;
   std::uint32_t last_sequence_id_ = 0;
   bool decode_next_ = false;  ///< alternation

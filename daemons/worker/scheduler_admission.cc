@@ -6,6 +6,7 @@
 #include "daemons/common/messages.h"
 #include "daemons/common/size.h"
 #include "daemons/worker/scheduler_entry.h"
+#include "shm/base/check.h"
 
 namespace stoker {
 
@@ -109,12 +110,43 @@ void Scheduler::admit() {
     if (reserved_ + bytes > options_.sequence_memory) return;
     std::unique_ptr<Entry> entry = std::move(queue_.front());
     queue_.pop_front();
-    entry->sequence = model_.new_sequence();
-    entry->reserved = bytes;
-    reserved_ += bytes;
     if (entry->again.empty()) start(*entry);
+    give_sequence(*entry);
+    reserve(*entry, bytes);
     active_.push_back(std::move(entry));
   }
+}
+
+/// One that was kept and has the beginning of the prompt already, or a new one.
+void Scheduler::give_sequence(Entry& entry) {
+  const Request& request = entry.request;
+  // These ask for something of every position, or for the computation itself.
+  const bool whole = request.all_positions || request.score || request.no_reuse || request.prefill_split > 0;
+  auto kept = whole ? std::nullopt : kept_.take(entry.to_prefill());
+  if (!kept) {
+    entry.sequence = model_.new_sequence();
+    return;
+  }
+  entry.sequence = std::move(kept->sequence);
+  entry.prompt_done = static_cast<std::uint32_t>(kept->tokens.size());
+  totals_.cached_tokens += entry.prompt_done;
+  if (entry.again.empty()) entry.stats.set_cached_tokens(entry.prompt_done);
+}
+
+/// The caller has seen that the budget allows it. Kept sequences are in nobody's way.
+void Scheduler::reserve(Entry& entry, std::uint64_t bytes) {
+  reserved_ += bytes - std::exchange(entry.reserved, bytes);
+  kept_.shrink_to(options_.sequence_memory - reserved_);
+}
+
+void Scheduler::keep(Entry& entry) {
+  const std::uint32_t length = entry.sequence->length();
+  const std::vector<std::uint32_t>& tokens =
+      entry.generation ? entry.generation->history() : entry.request.prompt;
+  STOKER_CHECK(length <= tokens.size());
+  kept_.keep({.sequence = std::move(entry.sequence),
+              .tokens = {tokens.begin(), tokens.begin() + length},
+              .bytes = model_.sequence_bytes(length)});
 }
 
 void Scheduler::start(Entry& entry) {
@@ -140,8 +172,7 @@ void Scheduler::make_room() {
     while (entry->sequence != nullptr) {
       const std::uint64_t want = bytes_to(*entry, entry->generation->history().size());
       if (reserved_ - entry->reserved + want <= options_.sequence_memory) {
-        reserved_ += want - entry->reserved;
-        entry->reserved = want;
+        reserve(*entry, want);
         break;
       }
       give_way(*last_decoding());

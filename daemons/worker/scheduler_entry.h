@@ -18,6 +18,7 @@ struct Scheduler::Entry {
   std::uint32_t prompt_done = 0;  ///< of to_prefill()
   bool decoding = false;
   bool finished = false;  ///< to be erased after the step
+  bool failed = false;    ///< its sequence is of no more use
   wire::Stats stats;
   Duration started{}, first_token{}, last_token{};
 

@@ -111,6 +111,7 @@ Json scheduler_json(const SchedulerStatus& s) {
 
 Json tokens_json(const SchedulerStatus& s) {
   return {{"prompt", s.prompt_tokens},
+          {"prompt_cached", s.cached_tokens},
           {"generated", s.generated_tokens},
           {"generated_per_second_1s", s.generated_per_second_1s},
           {"generated_per_second_60s", s.generated_per_second_60s},
@@ -159,6 +160,8 @@ std::string status_json(const StatusFacts& facts, const SchedulerStatus& schedul
         {"weights_bytes", facts.weights_bytes},
         {"sequence_bytes", scheduler.sequence_bytes},
         {"sequence_reserved_bytes", scheduler.reserved_bytes},
+        {"sequence_kept_bytes", scheduler.kept_bytes},
+        {"sequences_kept", scheduler.kept_sequences},
         {"sequence_budget_bytes", facts.sequence_memory}}},
       {"pool", pool_json(*facts.pool)},
       {"experts", tiers_json(facts.pool->counters().worker)},

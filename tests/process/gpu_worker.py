@@ -12,6 +12,7 @@ import time
 
 import harness
 from cli_rig import Rig
+from conversation import compare, talk
 from harness import Stack, expect
 
 TOKENS = 24
@@ -98,9 +99,13 @@ def test(args, work):
     def stack(*worker):
         return Stack(args.bin, model, work, slots=128, extra_worker=list(worker))
 
-    reference = stack("--device", "cpu").start_all()
+    def turns(at):
+        return talk(at, work, random.Random(args.seed), prompt=20, answer=6, turns=2)
+
+    reference = stack("--device", "cpu", "--kept-sequences", "0").start_all()
     try:
         want, _ = ask(reference, prompt, work / "cpu.f32")
+        fresh = turns(reference)
     finally:
         reference.stop()
 
@@ -118,6 +123,7 @@ def test(args, work):
             check_lanes(gpu.status()["worker"], lane)
             print(f"same bits, --expert-lane {lane}: {backend}", flush=True)
             if lane == "auto":
+                compare(turns(gpu), fresh, 6)
                 kill_in_mid_decode(gpu, prompt)
                 gpu.start("worker")
                 started = time.monotonic()

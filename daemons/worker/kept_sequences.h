@@ -1,0 +1,48 @@
+// Sequences of requests that ended, for requests that go on from them: the next turn of a conversation brings
+// all of it again, and only what is new must be computed. A state that goes on has the bits of one that was
+// computed anew, whatever the chunks, so no answer depends on what was kept.
+//
+// A sequence is handed on, never copied: a recurrent state cannot be rewound, so it serves prompts that begin
+// with all of its tokens, and the first of them.
+#pragma once
+
+#include <cstdint>
+#include <list>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "gpu-worker/decode.h"
+
+namespace stoker {
+
+class KeptSequences {
+ public:
+  struct Kept {
+    std::unique_ptr<Sequence> sequence;
+    std::vector<std::uint32_t> tokens;  ///< that it has processed
+    std::uint64_t bytes = 0;            ///< that it holds
+  };
+
+  /// `most` are kept, the ones that came last; 0: none.
+  explicit KeptSequences(std::size_t most) : most_(most) {}
+
+  void keep(Kept kept);
+  /// The longest one that `prompt` begins with, if it leaves at least one token to compute; it is not kept
+  /// any more.
+  std::optional<Kept> take(std::span<const std::uint32_t> prompt);
+  /// Drops the oldest ones until the others hold at most `bytes`.
+  void shrink_to(std::uint64_t bytes);
+
+  [[nodiscard]] std::uint64_t bytes() const { return bytes_; }
+  [[nodiscard]] std::size_t size() const { return kept_.size(); }
+  [[nodiscard]] bool enabled() const { return most_ > 0; }
+
+ private:
+  std::size_t most_;
+  std::list<Kept> kept_;  ///< oldest first
+  std::uint64_t bytes_ = 0;
+};
+
+}  // namespace stoker

@@ -1,0 +1,67 @@
+#!/usr/bin/env python3
+"""A conversation of several turns: each goes on from the state of the one before, bit for bit as if computed anew."""
+
+import hashlib
+import random
+import sys
+
+import harness
+from cli_rig import Rig
+from harness import Stack, expect
+
+TURNS = 4
+
+
+def talk(stack, work, rand, prompt=200, answer=40, turns=TURNS):
+    """What each turn said, a hash of its logits, and how much of its prompt was there already."""
+    ids, said = [], []
+    for turn in range(turns):
+        ids += [rand.randrange(5, 400) for _ in range(prompt if turn == 0 else 30)]
+        logits = work / "logits.bin"
+        told = stack.ask("--tokens", ",".join(map(str, ids)), "--temperature", 0.8, "--seed", 7 + turn, "-n", answer,
+                         "--ignore-eos", "--logits-out", logits)
+        said.append((told["tokens"], hashlib.sha256(logits.read_bytes()).hexdigest(), told["stats"]["cached_tokens"], len(ids)))
+        ids += told["tokens"]
+    return said
+
+
+def compare(kept, fresh, answer):
+    for turn, (one, other) in enumerate(zip(kept, fresh)):
+        expect(one[:2] == other[:2], f"turn {turn} is another one than without kept sequences")
+        expect(other[2] == 0, f"turn {turn} took {other[2]} tokens from somewhere")
+        # The last token of an answer has not been through the model.
+        want = 0 if turn == 0 else kept[turn - 1][3] + answer - 1
+        expect(one[2] == want, f"turn {turn} computed all but {one[2]} tokens; {want} were there")
+
+
+def test(args, work):
+    model = Rig(args.bin, work).model("model")
+    said = {}
+    for name, options in (("kept", []), ("fresh", ["--kept-sequences", "0"])):
+        stack = Stack(args.bin, model, work, extra_worker=options).start_all()
+        try:
+            said[name] = talk(stack, work, random.Random(args.seed))
+            status = stack.status()
+            expect((status["memory"]["sequences_kept"] > 0) == (name == "kept"), f"{name}: {status['memory']}")
+            expect(status["tokens"]["prompt_cached"] == sum(turn[2] for turn in said[name]), f"{name}: {status['tokens']}")
+            expect(status["memory"]["sequence_reserved_bytes"] == 0, "memory is still reserved")
+        finally:
+            stack.stop()
+    compare(said["kept"], said["fresh"], 40)
+
+    # A new worker has nothing kept, and gives the same answer.
+    stack = Stack(args.bin, model, work).start_all()
+    try:
+        first = talk(stack, work, random.Random(args.seed), turns=2)
+        stack.kill("worker")
+        stack.revive()
+        stack.wait_ready()
+        again = talk(stack, work, random.Random(args.seed), turns=1)
+        expect(again[0] == first[0] == said["kept"][0], "the answer after a restart is another one")
+    finally:
+        stack.stop()
+    print(f"{TURNS} turns, {sum(turn[2] for turn in said['kept'])} tokens not computed again, the same bits", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(harness.main(test))

@@ -1,0 +1,191 @@
+// Requests that go on from what was computed for others: less to compute, the same answers.
+#include "tests/unit/daemons/scheduler_rig.h"
+
+using namespace stoker;
+using namespace stoker::test;
+
+namespace {
+
+SchedulerOptions keeping(std::uint32_t sequences) {
+  SchedulerOptions options = Bench::options();
+  options.kept_sequences = sequences;
+  return options;
+}
+
+/// The next turn: all of the first one, its answer, and something new.
+Ids next_turn(const Ids& prompt, const Ids& answer, std::uint32_t first, std::size_t length) {
+  Ids ids = prompt;
+  ids.insert(ids.end(), answer.begin(), answer.end());
+  const Ids more = test::prompt(first, length);
+  ids.insert(ids.end(), more.begin(), more.end());
+  return ids;
+}
+
+std::size_t prefilled(const FakeModel& model) {
+  std::size_t tokens = 0;
+  for (const FakeStep& step : model.steps)
+    if (step.access == Access::prefill) tokens += step.tokens.at(0);
+  return tokens;
+}
+
+}  // namespace
+
+TEST_CASE("the next turn of a conversation computes only what is new, and is answered the same") {
+  Bench bench(keeping(4));
+  Ids turn = prompt(1, 50);
+  std::size_t computed = 0, asked = 0;
+  for (std::uint32_t i = 0; i < 4; ++i) {
+    const std::string id = "turn" + std::to_string(i);
+    bench.submit(request(id, turn, 20));
+    bench.run();
+    const Clients::Told& told = bench["c/" + id];
+    CHECK(told.tokens == expected(turn, 20));
+    CHECK(told.stats.prompt_tokens() == turn.size());
+    // All but the last token of the answer before went through the model.
+    CHECK(told.stats.cached_tokens() == (i == 0 ? 0 : asked + 19));
+    computed += turn.size() - told.stats.cached_tokens();
+    asked = turn.size();
+    CHECK(prefilled(bench.model) == computed);
+    turn = next_turn(turn, told.tokens, 300 + i, 9);
+  }
+  const SchedulerStatus status = bench.scheduler->status();
+  CHECK(status.prompt_tokens == computed);
+  CHECK(status.cached_tokens == 69 + 98 + 127);
+  CHECK(status.kept_sequences == 1);  // handed on from turn to turn
+}
+
+TEST_CASE("the longest beginning counts, and serves one request") {
+  Bench bench(keeping(4));
+  const Ids base = prompt(1, 30);
+  bench.submit(request("short", base, 5));
+  bench.run();
+  const Ids longer = next_turn(base, bench["c/short"].tokens, 7, 10);
+  Request all = request("long", longer, 5);
+  all.prefill_split = 3;  // computes everything, so that both are kept
+  bench.submit(all);
+  bench.run();
+  REQUIRE(bench.scheduler->status().kept_sequences == 2);
+  const Ids next = next_turn(longer, bench["c/long"].tokens, 8, 6);
+  for (const char* id : {"first", "second", "third"}) bench.submit(request(id, next, 5));
+  bench.run();
+  CHECK(bench["c/first"].stats.cached_tokens() == longer.size() + 4);
+  CHECK(bench["c/second"].stats.cached_tokens() == base.size() + 4);
+  CHECK(bench["c/third"].stats.cached_tokens() == 0);
+  for (const char* id : {"first", "second", "third"})
+    CHECK(bench["c/" + std::string(id)].tokens == expected(next, 5));
+}
+
+TEST_CASE("a prompt that is no continuation is computed") {
+  Bench bench(keeping(4));
+  const Ids base = prompt(1, 30);
+  Request exact = request("exact", base, 1);  // its sequence ends with the prompt
+  bench.submit(exact);
+  bench.run();
+  exact.id = "again";  // one token must be left to compute: its logits are wanted
+  bench.submit(exact);
+  Ids other = base;
+  other[12] ^= 1U;
+  other.push_back(3);
+  bench.submit(request("other", other, 5));
+  bench.run();
+  CHECK(bench["c/again"].stats.cached_tokens() == 0);
+  CHECK(bench["c/other"].stats.cached_tokens() == 0);
+  CHECK(bench["c/other"].tokens == expected(other, 5));
+}
+
+TEST_CASE("what needs every position of the prompt, or asks for it, computes every position") {
+  Bench bench(keeping(4));
+  const Ids base = prompt(1, 30);
+  bench.submit(request("base", base, 5));
+  bench.run();
+  const Ids next = next_turn(base, bench["c/base"].tokens, 7, 10);
+  Request scored = request("scored", next, 0), positions = request("positions", next, 0),
+          fresh = request("fresh", next, 5), last = request("last", next, 0);
+  scored.score = true;
+  positions.logits = positions.all_positions = true;
+  fresh.no_reuse = true;
+  last.logits = true;
+  for (const Request& r : {scored, positions, fresh}) bench.submit(r);
+  bench.run();
+  CHECK(bench["c/scored"].scores.size() == next.size() - 1);
+  CHECK(bench["c/positions"].winners.size() == next.size());
+  CHECK(bench["c/fresh"].tokens == expected(next, 5));
+  for (const char* id : {"c/scored", "c/positions", "c/fresh"}) CHECK(bench[id].stats.cached_tokens() == 0);
+  const std::uint32_t kept = bench.scheduler->status().kept_sequences;
+  CHECK(kept == 3);  // not that of `fresh`
+  bench.submit(last);
+  bench.run();
+  CHECK(bench["c/last"].stats.cached_tokens() == base.size() + 4);
+  CHECK(bench["c/last"].winners == Ids{next_token(next)});
+}
+
+TEST_CASE("kept sequences are in nobody's way") {
+  SchedulerOptions options = keeping(8);
+  options.reserve_ahead = 16;
+  options.sequence_memory = 2 * kBytesPerSequence + 300 * kBytesPerToken;
+  Bench bench(options);
+  const auto run_within = [&] {
+    while (bench.scheduler->step()) {
+      const SchedulerStatus now = bench.scheduler->status();
+      CHECK(now.reserved_bytes + now.kept_bytes <= options.sequence_memory);
+    }
+    bench.run();
+  };
+  for (std::uint32_t i = 0; i < 3; ++i) bench.submit(request("r" + std::to_string(i), prompt(i, 60), 10));
+  run_within();
+  CHECK(bench.scheduler->status().kept_sequences >= 2);
+  bench.submit(request("large", prompt(9, 100), 190));
+  bench.scheduler->step();
+  CHECK(bench.scheduler->status().queued == 0);
+  run_within();
+  CHECK(bench["c/large"].tokens == expected(prompt(9, 100), 190));
+  CHECK(bench.scheduler->status().requests_gave_way == 0);
+  // Two that outgrow the memory together: one gives way, and may go on from what another left.
+  for (const char* id : {"a", "b"}) bench.submit(request(id, prompt(5, 60), 150));
+  run_within();
+  CHECK(bench.scheduler->status().requests_gave_way > 0);
+  for (const char* id : {"c/a", "c/b"}) CHECK(bench[id].tokens == expected(prompt(5, 60), 150));
+}
+
+TEST_CASE("no more are kept than asked for, the last ones") {
+  Bench bench(keeping(2));
+  std::vector<Ids> next;
+  for (std::uint32_t i = 0; i < 3; ++i) {
+    const std::string id = "r" + std::to_string(i);
+    bench.submit(request(id, prompt(i, 20), 5));
+    bench.run();
+    next.push_back(next_turn(prompt(i, 20), bench["c/" + id].tokens, 7, 10));
+  }
+  CHECK(bench.scheduler->status().kept_sequences == 2);
+  CHECK(bench.scheduler->status().kept_bytes == 2 * (kBytesPerSequence + 24 * kBytesPerToken));
+  for (const std::uint32_t i : {1U, 2U, 0U}) {
+    const std::string id = "n" + std::to_string(i);
+    bench.submit(request(id, next[i], 5));
+    bench.run();
+    CHECK(bench["c/" + id].stats.cached_tokens() == (i == 0 ? 0 : 24));
+  }
+}
+
+TEST_CASE("a cancelled answer can be gone on from, one that failed cannot") {
+  Bench bench(keeping(4));
+  const Ids base = prompt(1, 50);
+  bench.submit(request("r", base, 100));
+  while (bench["c/r"].tokens.size() < 30) REQUIRE(bench.scheduler->step());
+  SECTION("cancelled") {
+    bench.scheduler->cancel("c", "r");
+    const Ids next = next_turn(base, bench["c/r"].tokens, 7, 10);
+    bench.submit(request("next", next, 5));
+    bench.run();
+    CHECK(bench["c/next"].stats.cached_tokens() == 50 + 29);
+    CHECK(bench["c/next"].tokens == expected(next, 5));
+  }
+  SECTION("its client left") {
+    bench.scheduler->drop_client("c");
+    CHECK(bench.scheduler->status().kept_sequences == 1);
+  }
+  SECTION("failed") {
+    bench.scheduler->fail_all("internal_error", "test");
+    CHECK(bench.scheduler->status().kept_sequences == 0);
+    CHECK(bench.model.alive == 0);
+  }
+}
