@@ -1,5 +1,4 @@
-// What disk and memory of this machine can do, measured the way a model would use them: the yardsticks of
-// `stoker bench`.
+// What the disk of this machine can do, measured the way a model would use it: a yardstick of `stoker bench`.
 #pragma once
 
 #include <cstdint>
@@ -30,9 +29,5 @@ tl::expected<DiskBandwidth, ExitReport> measure_disk(const DiskProbe& probe, Int
 
 /// What `raw_read --json` prints. Errc::corrupt when it is something else.
 Result<DiskBandwidth> parse_raw_read(const std::string& text);
-
-/// Plain reads of a buffer much larger than caches by `threads` threads, best of several passes, in bytes per
-/// second. All threads have ended on return.
-Result<double> measure_memory(unsigned threads, const Clock& clock);
 
 }  // namespace stoker::cli

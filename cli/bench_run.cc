@@ -2,6 +2,7 @@
 
 #include "cli/generate.h"
 #include "cli/machine.h"
+#include "cli/memory_bandwidth.h"
 
 namespace stoker::cli {
 

@@ -2,6 +2,7 @@
 
 #include "cli/bandwidth.h"
 #include "cli/bench_figures.h"
+#include "cli/memory_bandwidth.h"
 #include "tests/unit/checkpoint/scratch.h"
 
 using namespace stoker;
