@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "cli/bandwidth.h"
+#include "cli/memory_bandwidth.h"
 #include "gpu-worker/cpu/buffer.h"
 #include "gpu-worker/cpu/kernels.h"
 #include "gpu-worker/cpu/thread_pool.h"
