@@ -125,6 +125,8 @@ std::uint64_t CpuModel::sequence_bytes(std::uint64_t length) const {
   return CpuSequence::bytes_for(config_, length);
 }
 
+std::uint64_t CpuModel::mark_bytes() const { return CpuSequence::bytes_for(config_, 0); }
+
 std::string CpuModel::describe() const {
   return std::string("cpu, ") + kernels_.name + ", " + std::to_string(pool_->threads()) +
          (pool_->threads() == 1 ? " thread" : " threads");

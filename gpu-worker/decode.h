@@ -32,11 +32,22 @@ struct CpuOptions {
 
 /// State of one request: KV cache of the full-attention layers, conv and recurrent state of the others.
 /// Grows as tokens are appended; memory_bytes() is what it holds now.
+///
+/// A recurrent state cannot be undone, only copied before. A sequence can remember one such place, its mark,
+/// and go back to it; it then goes on with the bits of one that never went further. Between steps only.
 class Sequence {
  public:
   virtual ~Sequence() = default;
   [[nodiscard]] virtual std::uint32_t length() const = 0;  ///< tokens processed so far
   [[nodiscard]] virtual std::uint64_t memory_bytes() const = 0;
+
+  /// Remembers the present place, instead of an earlier one, with Model::mark_bytes() of memory. After an
+  /// error there is no mark.
+  virtual Result<void> mark() = 0;
+  [[nodiscard]] virtual std::uint32_t marked() const = 0;  ///< length at the mark; 0: there is none
+  /// Back to the mark, which stays. After an error the sequence must be dropped.
+  virtual Result<void> rewind() = 0;
+  virtual void unmark() = 0;  ///< frees its memory
 };
 
 struct Segment {
@@ -122,6 +133,8 @@ class Model {
   [[nodiscard]] virtual std::unique_ptr<Sequence> new_sequence() = 0;
   /// Bytes a sequence of `length` tokens will hold.
   [[nodiscard]] virtual std::uint64_t sequence_bytes(std::uint64_t length) const = 0;
+  /// Bytes that Sequence::mark() takes on top.
+  [[nodiscard]] virtual std::uint64_t mark_bytes() const = 0;
   /// Most tokens in one step (all segments together); workspace is sized for it.
   [[nodiscard]] virtual std::uint32_t step_tokens_max() const = 0;
   /// Runs one step. results.size() == segments.size(). `access` tells the pool whether to treat the

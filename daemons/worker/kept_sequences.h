@@ -2,8 +2,10 @@
 // all of it again, and only what is new must be computed. A state that goes on has the bits of one that was
 // computed anew, whatever the chunks, so no answer depends on what was kept.
 //
-// A sequence is handed on, never copied: a recurrent state cannot be rewound, so it serves prompts that begin
-// with all of its tokens, and the first of them.
+// A sequence is handed on, not copied. It serves prompts that begin with all of its tokens, or, by going back
+// to its mark (decode.h; the scheduler sets it at the last token of the prompt), with its own prompt: that is
+// the same question again, and a conversation whose last answer comes back as other tokens than those it was
+// made of.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +24,7 @@ class KeptSequences {
   struct Kept {
     std::unique_ptr<Sequence> sequence;
     std::vector<std::uint32_t> tokens;  ///< that it has processed
-    std::uint64_t bytes = 0;            ///< that it holds
+    std::uint64_t bytes = 0;            ///< that it holds, mark included
   };
 
   /// `most` are kept, the ones that came last; 0: none.
@@ -40,6 +42,8 @@ class KeptSequences {
   [[nodiscard]] bool enabled() const { return most_ > 0; }
 
  private:
+  static std::size_t usable(const Kept& kept, std::span<const std::uint32_t> prompt);
+
   std::size_t most_;
   std::list<Kept> kept_;  ///< oldest first
   std::uint64_t bytes_ = 0;

@@ -118,6 +118,7 @@ void Scheduler::prefill(Entry& entry) {
       any_decoding() ? std::min(options_.chunk, options_.chunk_beside) : options_.chunk;
   std::uint32_t end = std::min(static_cast<std::uint32_t>(tokens.size()), entry.prompt_done + chunk);
   if (request.prefill_split > entry.prompt_done) end = std::min(end, request.prefill_split);
+  if (entry.mark_at > entry.prompt_done) end = std::min(end, entry.mark_at);
   const std::uint32_t rows = end - entry.prompt_done;
   const bool last = end == tokens.size();
 
@@ -146,6 +147,7 @@ void Scheduler::prefill(Entry& entry) {
 
   const std::uint32_t first = entry.prompt_done;
   entry.prompt_done = end;
+  if (end == entry.mark_at) mark(entry);
   if (again) {
     entry.decoding = last;
     if (last) entry.again.clear();
@@ -335,11 +337,10 @@ void Scheduler::fail_all(const char* code, const std::string& text) {
 void Scheduler::erase_finished() {
   std::erase_if(active_, [this](const std::unique_ptr<Entry>& entry) {
     if (!entry->finished) return false;
-    reserved_ -= entry->reserved;
+    leave(*entry);
     if (!entry->failed && !entry->request.no_reuse) keep(*entry);
     return true;
   });
-  kept_.shrink_to(options_.sequence_memory - reserved_);
 }
 
 void Scheduler::report_progress() {

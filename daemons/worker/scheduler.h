@@ -53,6 +53,9 @@ struct SchedulerOptions {
   std::uint64_t sequence_memory = 0;   ///< budget in bytes for all sequences' state
   std::uint32_t reserve_ahead = 1024;  ///< tokens of an answer whose memory is reserved at a time
   std::uint32_t kept_sequences = 8;    ///< of requests that ended, at most; within sequence_memory
+  /// The place before a prompt's last token is marked if at least so many tokens are computed up to there: it
+  /// costs a step of one token.
+  std::uint32_t mark_from = 64;
   /// Queued requests hear of their place at most this often; also how a dead client in the queue is noticed.
   Duration progress_every = std::chrono::milliseconds(250);
 };
@@ -114,6 +117,10 @@ class Scheduler {
   void give_sequence(Entry& entry);
   void reserve(Entry& entry, std::uint64_t bytes);
   void keep(Entry& entry);
+  void mark(Entry& entry);
+  void count_mark(Entry& entry);
+  bool unmark_one();
+  void leave(Entry& entry);
   void start(Entry& entry);
   void make_room();
   [[nodiscard]] Entry* last_decoding();
@@ -144,7 +151,7 @@ class Scheduler {
   std::unique_ptr<Tally> tally_;
   std::deque<std::unique_ptr<Entry>> queue_;    ///< by ticket
   std::vector<std::unique_ptr<Entry>> active_;  ///< in order of admission
-  std::uint64_t reserved_ = 0;                  ///< with kept_.bytes() never above sequence_memory
+  std::uint64_t reserved_ = 0;  ///< marks included; with kept_.bytes() never above sequence_memory
   KeptSequences kept_;
   std::uint64_t last_ticket_ = 0;
   std::uint32_t last_sequence_id_ = 0;

@@ -107,12 +107,14 @@ std::uint64_t Scheduler::bytes_to(const Entry& entry, std::uint64_t length) cons
 void Scheduler::admit() {
   while (!queue_.empty() && active_.size() < options_.max_sequences) {
     const std::uint64_t bytes = bytes_to(*queue_.front(), queue_.front()->to_prefill().size());
-    if (reserved_ + bytes > options_.sequence_memory) return;
+    while (reserved_ + bytes > options_.sequence_memory)
+      if (!unmark_one()) return;
     std::unique_ptr<Entry> entry = std::move(queue_.front());
     queue_.pop_front();
     if (entry->again.empty()) start(*entry);
     give_sequence(*entry);
     reserve(*entry, bytes);
+    count_mark(*entry);
     active_.push_back(std::move(entry));
   }
 }
@@ -122,15 +124,17 @@ void Scheduler::give_sequence(Entry& entry) {
   const Request& request = entry.request;
   // These ask for something of every position, or for the computation itself.
   const bool whole = request.all_positions || request.score || request.no_reuse || request.prefill_split > 0;
-  auto kept = whole ? std::nullopt : kept_.take(entry.to_prefill());
-  if (!kept) {
+  if (auto kept = whole ? std::nullopt : kept_.take(entry.to_prefill())) {
+    entry.sequence = std::move(kept->sequence);
+    entry.prompt_done = static_cast<std::uint32_t>(kept->tokens.size());
+    totals_.cached_tokens += entry.prompt_done;
+    if (entry.again.empty()) entry.stats.set_cached_tokens(entry.prompt_done);
+  } else {
     entry.sequence = model_.new_sequence();
-    return;
   }
-  entry.sequence = std::move(kept->sequence);
-  entry.prompt_done = static_cast<std::uint32_t>(kept->tokens.size());
-  totals_.cached_tokens += entry.prompt_done;
-  if (entry.again.empty()) entry.stats.set_cached_tokens(entry.prompt_done);
+  const std::uint32_t last = entry.prompt_size() - 1;
+  const bool worth_it = last >= entry.prompt_done + options_.mark_from;
+  entry.mark_at = kept_.enabled() && !whole && entry.again.empty() && worth_it ? last : 0;
 }
 
 /// The caller has seen that the budget allows it. Kept sequences are in nobody's way.
@@ -139,14 +143,51 @@ void Scheduler::reserve(Entry& entry, std::uint64_t bytes) {
   kept_.shrink_to(options_.sequence_memory - reserved_);
 }
 
+/// Only where there is room for it: a mark is worth less than a request that runs.
+void Scheduler::mark(Entry& entry) {
+  const std::uint64_t with_it = reserved_ - entry.mark_bytes + model_.mark_bytes();
+  if (with_it > options_.sequence_memory) return;
+  kept_.shrink_to(options_.sequence_memory - with_it);
+  static_cast<void>(entry.sequence->mark());  // or there is none, which is no error
+  count_mark(entry);
+}
+
+/// Counts the memory of the mark that its sequence has, or gives it up where memory is short.
+void Scheduler::count_mark(Entry& entry) {
+  const std::uint64_t without_it = reserved_ - entry.mark_bytes;
+  const bool room = without_it + model_.mark_bytes() <= options_.sequence_memory;
+  if (!room) entry.sequence->unmark();
+  entry.mark_bytes = entry.sequence->marked() > 0 ? model_.mark_bytes() : 0;
+  reserved_ = without_it + entry.mark_bytes;
+  kept_.shrink_to(options_.sequence_memory - reserved_);
+}
+
+/// Marks go before anybody waits or gives way.
+bool Scheduler::unmark_one() {
+  const auto marked =
+      std::find_if(active_.begin(), active_.end(), [](const auto& e) { return e->mark_bytes > 0; });
+  if (marked == active_.end()) return false;
+  (*marked)->sequence->unmark();
+  count_mark(**marked);
+  return true;
+}
+
+/// Its memory is not promised to it any more.
+void Scheduler::leave(Entry& entry) {
+  reserved_ -= std::exchange(entry.reserved, 0) + std::exchange(entry.mark_bytes, 0);
+}
+
+/// After leave().
 void Scheduler::keep(Entry& entry) {
   const std::uint32_t length = entry.sequence->length();
   const std::vector<std::uint32_t>& tokens =
       entry.generation ? entry.generation->history() : entry.request.prompt;
   STOKER_CHECK(length <= tokens.size());
+  const std::uint64_t mark = entry.sequence->marked() > 0 ? model_.mark_bytes() : 0;
   kept_.keep({.sequence = std::move(entry.sequence),
               .tokens = {tokens.begin(), tokens.begin() + length},
-              .bytes = model_.sequence_bytes(length)});
+              .bytes = model_.sequence_bytes(length) + mark});
+  kept_.shrink_to(options_.sequence_memory - reserved_);
 }
 
 void Scheduler::start(Entry& entry) {
@@ -175,7 +216,7 @@ void Scheduler::make_room() {
         reserve(*entry, want);
         break;
       }
-      give_way(*last_decoding());
+      if (!unmark_one()) give_way(*last_decoding());
     }
   }
 }
@@ -193,8 +234,8 @@ void Scheduler::give_way(Entry& entry) {
   entry.again.assign(history.begin(), history.end() - 1);
   entry.prompt_done = 0;
   entry.decoding = false;
+  leave(entry);
   entry.sequence.reset();
-  reserved_ -= std::exchange(entry.reserved, 0);
   ++totals_.requests_gave_way;
   const auto at =
       std::find_if(active_.begin(), active_.end(), [&](const auto& e) { return e.get() == &entry; });

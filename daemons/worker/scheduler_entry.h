@@ -9,7 +9,9 @@ struct Scheduler::Entry {
   Request request;
   std::uint32_t max_tokens = 0;  ///< 0 when nothing is generated
   std::uint64_t ticket = 0;      ///< order of arrival
-  std::uint64_t reserved = 0;    ///< bytes, while active
+  std::uint64_t reserved = 0;    ///< bytes, while active; without those of its mark
+  std::uint64_t mark_bytes = 0;  ///< of the sequence's mark, 0 when there is none
+  std::uint32_t mark_at = 0;     ///< prompt tokens before the mark that is wanted, 0: none
   std::unique_ptr<Sequence> sequence;
   std::uint32_t sequence_id = 0;
   std::unique_ptr<Generation> generation;  ///< refers to `request`

@@ -28,6 +28,7 @@ class CpuModel final : public Model {
   [[nodiscard]] const ModelConfig& config() const override { return config_; }
   [[nodiscard]] std::unique_ptr<Sequence> new_sequence() override;
   [[nodiscard]] std::uint64_t sequence_bytes(std::uint64_t length) const override;
+  [[nodiscard]] std::uint64_t mark_bytes() const override;
   [[nodiscard]] std::uint32_t step_tokens_max() const override { return options_.step_tokens; }
   Result<StepStats> step(std::span<const Segment> segments, Access access, ExpertSource& source,
                          RoutingObserver* observer, std::span<SegmentResult> results) override;

@@ -1,6 +1,9 @@
 #include "gpu-worker/cpu/sequence.h"
 
+#include <algorithm>
 #include <new>
+
+#include "shm/base/check.h"
 
 namespace stoker {
 namespace {
@@ -14,6 +17,11 @@ Sizes sizes_of(const ModelConfig& c) {
   const std::uint64_t channels = 2ULL * c.linear_key_heads * c.linear_key_dim + heads * c.linear_value_dim;
   return {heads * c.linear_key_dim * c.linear_value_dim, channels * (c.conv_kernel - 1),
           2ULL * c.kv_heads * kKvBlock * c.head_dim};
+}
+
+void copy(const FloatBuffer& from, FloatBuffer& to) {
+  if (to.size() != from.size()) to = FloatBuffer(from.size());
+  std::copy_n(from.data(), from.size(), to.data());
 }
 
 }  // namespace
@@ -36,6 +44,7 @@ std::uint64_t CpuSequence::memory_bytes() const {
   std::uint64_t floats = 0;
   for (const Layer& layer : layers_) {
     floats += layer.recurrent.size() + layer.conv.size();
+    floats += layer.marked_recurrent.size() + layer.marked_conv.size();
     for (const FloatBuffer& block : layer.blocks) floats += block.size();
   }
   return floats * sizeof(float);
@@ -62,6 +71,40 @@ bool CpuSequence::reserve(std::uint64_t length) {
     return false;
   }
   return true;
+}
+
+Result<void> CpuSequence::mark() {
+  try {
+    for (Layer& layer : layers_) {
+      if (layer.attention) continue;  // its positions stay where they are
+      copy(layer.recurrent, layer.marked_recurrent);
+      copy(layer.conv, layer.marked_conv);
+    }
+  } catch (const std::bad_alloc&) {
+    unmark();
+    return fail(Errc::no_memory, "no memory for a copy of a sequence's state");
+  }
+  marked_ = length_;
+  return {};
+}
+
+Result<void> CpuSequence::rewind() {
+  STOKER_CHECK(marked_ > 0);
+  for (Layer& layer : layers_) {
+    if (layer.attention) continue;
+    copy(layer.marked_recurrent, layer.recurrent);
+    copy(layer.marked_conv, layer.conv);
+  }
+  length_ = marked_;
+  return {};
+}
+
+void CpuSequence::unmark() {
+  for (Layer& layer : layers_) {
+    layer.marked_recurrent = FloatBuffer();
+    layer.marked_conv = FloatBuffer();
+  }
+  marked_ = 0;
 }
 
 }  // namespace stoker

@@ -22,6 +22,10 @@ class CpuSequence final : public Sequence {
   [[nodiscard]] std::uint32_t length() const override { return length_; }
   [[nodiscard]] std::uint64_t memory_bytes() const override;
   static std::uint64_t bytes_for(const ModelConfig& config, std::uint64_t length);
+  Result<void> mark() override;
+  [[nodiscard]] std::uint32_t marked() const override { return marked_; }
+  Result<void> rewind() override;
+  void unmark() override;
 
   /// Makes room for positions [0, length); false when memory is short.
   [[nodiscard]] bool reserve(std::uint64_t length);
@@ -49,12 +53,13 @@ class CpuSequence final : public Sequence {
   struct Layer {
     bool attention = false;
     FloatBuffer recurrent, conv;
+    FloatBuffer marked_recurrent, marked_conv;
     std::vector<FloatBuffer> blocks;  ///< [k heads, then v heads][kKvBlock][head_dim]
   };
   std::vector<Layer> layers_;
   std::uint32_t kv_heads_ = 0;
   std::size_t block_floats_ = 0;  ///< per head
-  std::uint32_t length_ = 0;
+  std::uint32_t length_ = 0, marked_ = 0;
   const void* model_ = nullptr;
 };
 

@@ -70,6 +70,7 @@ class CudaModel final : public Model {
   [[nodiscard]] std::uint64_t sequence_bytes(std::uint64_t length) const override {
     return sequences_->bytes_for(length);
   }
+  [[nodiscard]] std::uint64_t mark_bytes() const override { return sequences_->state_bytes(); }
   [[nodiscard]] std::uint32_t step_tokens_max() const override { return options_.step_tokens; }
   Result<StepStats> step(std::span<const Segment> segments, Access access, ExpertSource& source,
                          RoutingObserver* observer, std::span<SegmentResult> results) override;

@@ -1,5 +1,7 @@
 #include "gpu-worker/cuda/sequence.h"
 
+#include "shm/base/check.h"
+
 namespace stoker {
 
 SequenceMemory::SequenceMemory(const device::Api& api, device::Stream* stream, const ModelConfig& c)
@@ -21,15 +23,20 @@ std::uint64_t SequenceMemory::bytes_for(std::uint64_t length) const {
 }
 
 Result<DeviceArray<float>> SequenceMemory::take_state() {
-  DeviceArray<float> state;
-  if (!states_.empty()) {
-    state = std::move(states_.back());
-    states_.pop_back();
-  } else {
-    STOKER_TRY(state, DeviceArray<float>::make(api_, recurrent_ + conv_));
-  }
-  STOKER_DEVICE("clearing a sequence's state", api_.clear(state.data(), state.bytes(), stream_));
+  if (states_.empty()) return DeviceArray<float>::make(api_, recurrent_ + conv_);
+  DeviceArray<float> state = std::move(states_.back());
+  states_.pop_back();
   return state;
+}
+
+Result<void> SequenceMemory::clear(DeviceArray<float>& state) {
+  STOKER_DEVICE("clearing a sequence's state", api_.clear(state.data(), state.bytes(), stream_));
+  return {};
+}
+
+Result<void> SequenceMemory::copy(const DeviceArray<float>& from, DeviceArray<float>& to) {
+  STOKER_DEVICE("copying a sequence's state", api_.on_device(to.data(), from.data(), from.bytes(), stream_));
+  return {};
 }
 
 Result<DeviceArray<float>> SequenceMemory::take_page() {
@@ -40,6 +47,7 @@ Result<DeviceArray<float>> SequenceMemory::take_page() {
 }
 
 CudaSequence::~CudaSequence() {
+  unmark();
   if (state_.data() != nullptr) memory_.give_state(std::move(state_));
   for (DeviceArray<float>& page : pages_) memory_.give_page(std::move(page));
 }
@@ -47,6 +55,7 @@ CudaSequence::~CudaSequence() {
 Result<void> CudaSequence::reserve(std::uint64_t length) {
   if (state_.data() == nullptr) {
     STOKER_TRY(state_, memory_.take_state());
+    STOKER_TRY_VOID(memory_.clear(state_));
   }
   if (memory_.page_bytes() == 0) return {};
   const std::uint64_t pages = (length + device::kPagePositions - 1) / device::kPagePositions;
@@ -56,6 +65,29 @@ Result<void> CudaSequence::reserve(std::uint64_t length) {
     pages_.push_back(std::move(page));
   }
   return {};
+}
+
+Result<void> CudaSequence::mark() {
+  STOKER_CHECK(length_ > 0);
+  marked_ = 0;
+  if (mark_.data() == nullptr) {
+    STOKER_TRY(mark_, memory_.take_state());
+  }
+  STOKER_TRY_VOID(memory_.copy(state_, mark_));
+  marked_ = length_;
+  return {};
+}
+
+Result<void> CudaSequence::rewind() {
+  STOKER_CHECK(marked_ > 0);
+  STOKER_TRY_VOID(memory_.copy(mark_, state_));
+  length_ = marked_;
+  return {};
+}
+
+void CudaSequence::unmark() {
+  if (mark_.data() != nullptr) memory_.give_state(std::move(mark_));
+  marked_ = 0;
 }
 
 }  // namespace stoker

@@ -22,8 +22,10 @@ class SequenceMemory {
   [[nodiscard]] std::uint64_t bytes_for(std::uint64_t length) const;
   [[nodiscard]] std::size_t recurrent_floats() const { return recurrent_; }
 
-  /// Cleared state, in stream order.
+  /// Its content is anybody's.
   Result<DeviceArray<float>> take_state();
+  Result<void> clear(DeviceArray<float>& state);
+  Result<void> copy(const DeviceArray<float>& from, DeviceArray<float>& to);
   Result<DeviceArray<float>> take_page();
   void give_state(DeviceArray<float> state) { states_.push_back(std::move(state)); }
   void give_page(DeviceArray<float> page) { pages_.push_back(std::move(page)); }
@@ -44,9 +46,13 @@ class CudaSequence final : public Sequence {
 
   [[nodiscard]] std::uint32_t length() const override { return length_; }
   [[nodiscard]] std::uint64_t memory_bytes() const override {
-    return state_.bytes() + pages_.size() * memory_.page_bytes();
+    return state_.bytes() + mark_.bytes() + pages_.size() * memory_.page_bytes();
   }
-  /// State and pages for positions [0, length).
+  Result<void> mark() override;
+  [[nodiscard]] std::uint32_t marked() const override { return marked_; }
+  Result<void> rewind() override;
+  void unmark() override;
+  /// State (in stream order) and pages for positions [0, length).
   Result<void> reserve(std::uint64_t length);
   void set_length(std::uint32_t length) { length_ = length; }
   [[nodiscard]] const void* model() const { return model_; }
@@ -58,10 +64,10 @@ class CudaSequence final : public Sequence {
  private:
   SequenceMemory& memory_;
   const void* model_;
-  DeviceArray<float> state_;
+  DeviceArray<float> state_, mark_;
   std::vector<DeviceArray<float>> pages_;
   std::vector<float*> page_pointers_;
-  std::uint32_t length_ = 0;
+  std::uint32_t length_ = 0, marked_ = 0;
 };
 
 }  // namespace stoker

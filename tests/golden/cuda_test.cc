@@ -109,6 +109,15 @@ TEST_CASE("cuda: the bits of the CPU: FP8", "[bits]") { check_same_bits("a_fp8")
 TEST_CASE("cuda: the bits of the CPU: odd dimensions", "[bits]") { check_same_bits("e_odd"); }
 TEST_CASE("cuda: the bits of the CPU: BF16, tied", "[bits]") { check_same_bits("f_tied_bf16"); }
 
+TEST_CASE("cuda: back at a mark", "[bits]") {
+  const auto opened = open_golden("e_odd");
+  const std::vector<std::uint32_t> tokens = opened->golden().cases.at(13).tokens;
+  const std::vector<std::uint32_t> whole = {static_cast<std::uint32_t>(tokens.size())};
+  const auto want = logits_of(*open_model(*opened), opened->source(), {tokens, whole});
+  const auto model = open_cuda(*opened, small_options());
+  CHECK(same_bits(logits_after_detours(*model, opened->source(), tokens, tokens.size() / 2), want));
+}
+
 TEST_CASE("cuda: beside other sequences", "[bits]") {
   const auto opened = open_golden("e_odd");
   const auto& cases = opened->golden().cases;

@@ -29,6 +29,39 @@ std::vector<float> logits_of(Model& model, MemorySource& source, const Feed& fee
   return std::move(logits->front());
 }
 
+std::vector<float> logits_after_detours(Model& model, MemorySource& source,
+                                        std::span<const std::uint32_t> tokens, std::size_t mark) {
+  const std::unique_ptr<Sequence> sequence = model.new_sequence();
+  const auto feed = [&](std::span<const std::uint32_t> piece) {
+    const Segment segment{sequence.get(), 0, piece, Segment::Logits::all};
+    SegmentResult result;
+    const Access access = piece.size() == 1 ? Access::decode : Access::prefill;
+    const auto stats = model.step(std::span(&segment, 1), access, source, nullptr, std::span(&result, 1));
+    if (!stats) FAIL(stats.error().text());
+    REQUIRE(!result.error);
+    return std::vector<float>(result.logits.begin(), result.logits.end());
+  };
+  std::vector<float> logits = feed(tokens.first(mark));
+  CHECK(sequence->marked() == 0);
+  const std::uint64_t before = sequence->memory_bytes();
+  REQUIRE(sequence->mark().has_value());
+  CHECK(sequence->marked() == mark);
+  CHECK(sequence->memory_bytes() == before + model.mark_bytes());
+  for (const std::size_t length : {std::size_t{1}, tokens.size() - mark}) {
+    const std::vector<std::uint32_t> astray(tokens.rbegin(),
+                                            tokens.rbegin() + static_cast<std::ptrdiff_t>(length));
+    static_cast<void>(feed(astray));
+    CHECK(sequence->length() == mark + length);
+    REQUIRE(sequence->rewind().has_value());
+    CHECK(sequence->length() == mark);
+  }
+  const std::vector<float> rest = feed(tokens.subspan(mark));
+  logits.insert(logits.end(), rest.begin(), rest.end());
+  sequence->unmark();
+  CHECK(sequence->marked() == 0);
+  return logits;
+}
+
 bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }

@@ -16,6 +16,10 @@ std::unique_ptr<GoldenRun> open_golden(const std::string& name);
 std::unique_ptr<Model> open_model(const GoldenRun& run, Simd simd = Simd::automatic);
 /// Logits [tokens, vocab] of one feed.
 std::vector<float> logits_of(Model& model, MemorySource& source, const Feed& feed);
+/// The same when the sequence is marked after `mark` tokens, goes astray twice and comes back to the mark
+/// each time.
+std::vector<float> logits_after_detours(Model& model, MemorySource& source,
+                                        std::span<const std::uint32_t> tokens, std::size_t mark);
 /// Every case of a golden, in every way of feeding it that the manifest lists; prints the worst difference.
 void check_golden(const std::string& name);
 /// The same with a model of the caller's, for the cases of these indices; empty: all.

@@ -22,6 +22,10 @@ void check_same_bits(const std::string& name) {
     const std::vector<std::uint32_t> ones(item.tokens.size(), 1);
     CHECK(same_bits(logits_of(*model, source, {item.tokens, ones}), want));
   }
+  SECTION("after going back to a mark") {
+    for (const std::size_t mark : {std::size_t{1}, item.tokens.size() / 2, item.tokens.size() - 1})
+      CHECK(same_bits(logits_after_detours(*model, source, item.tokens, mark), want));
+  }
   SECTION("any order of arrival") {
     for (std::uint32_t seed : {1U, 2U, 3U}) {
       source.shuffle(seed);

@@ -17,7 +17,7 @@
 namespace stoker::test {
 
 inline constexpr std::uint32_t kVocabulary = 512;
-inline constexpr std::uint64_t kBytesPerToken = 100, kBytesPerSequence = 1000;
+inline constexpr std::uint64_t kBytesPerToken = 100, kBytesPerSequence = 1000, kBytesPerMark = 800;
 
 /// What the fake model says after `tokens`, unless a script does.
 inline std::uint32_t next_token(const std::vector<std::uint32_t>& tokens) {
@@ -34,12 +34,23 @@ class FakeSequence final : public Sequence {
   ~FakeSequence() override { --alive_; }
   [[nodiscard]] std::uint32_t length() const override { return static_cast<std::uint32_t>(tokens.size()); }
   [[nodiscard]] std::uint64_t memory_bytes() const override {
-    return kBytesPerSequence + kBytesPerToken * tokens.size();
+    return kBytesPerSequence + kBytesPerToken * tokens.size() + (mark_.empty() ? 0 : kBytesPerMark);
   }
+  Result<void> mark() override {
+    mark_ = tokens;
+    return {};
+  }
+  [[nodiscard]] std::uint32_t marked() const override { return static_cast<std::uint32_t>(mark_.size()); }
+  Result<void> rewind() override {
+    tokens = mark_;
+    return {};
+  }
+  void unmark() override { mark_.clear(); }
   std::vector<std::uint32_t> tokens;
 
  private:
   int& alive_;
+  std::vector<std::uint32_t> mark_;
 };
 
 /// One call of step(), for tests of order and batching.
@@ -59,6 +70,7 @@ class FakeModel final : public Model {
   [[nodiscard]] std::uint64_t sequence_bytes(std::uint64_t length) const override {
     return kBytesPerSequence + kBytesPerToken * length;
   }
+  [[nodiscard]] std::uint64_t mark_bytes() const override { return kBytesPerMark; }
   [[nodiscard]] std::uint32_t step_tokens_max() const override { return step_tokens; }
   [[nodiscard]] std::string describe() const override { return "fake"; }
 

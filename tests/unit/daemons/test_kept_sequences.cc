@@ -119,6 +119,78 @@ TEST_CASE("what needs every position of the prompt, or asks for it, computes eve
   CHECK(bench["c/last"].winners == Ids{next_token(next)});
 }
 
+TEST_CASE("a prompt that comes again, or goes on differently, is computed from the mark at its end") {
+  Bench bench(keeping(4));
+  const Ids base = prompt(1, 100);
+  bench.submit(request("first", base, 20));
+  bench.run();
+  CHECK(bench["c/first"].stats.cached_tokens() == 0);
+  CHECK(bench.scheduler->status().kept_bytes == kBytesPerSequence + 119 * kBytesPerToken + kBytesPerMark);
+  SECTION("the same question") {
+    for (const char* id : {"c/again", "c/and again"}) {
+      bench.submit(request(id + 2, base, 20));
+      bench.run();
+      CHECK(bench[id].stats.cached_tokens() == 99);
+      CHECK(bench[id].tokens == bench["c/first"].tokens);
+    }
+  }
+  SECTION("the answer comes back as other tokens") {
+    Ids edited = next_turn(base, bench["c/first"].tokens, 7, 100);
+    edited[105] ^= 1U;
+    bench.submit(request("edited", edited, 20));
+    bench.run();
+    CHECK(bench["c/edited"].stats.cached_tokens() == 99);
+    CHECK(bench["c/edited"].tokens == expected(edited, 20));
+    // The new mark is at the end of the new prompt.
+    bench.submit(request("once more", edited, 5));
+    bench.run();
+    CHECK(bench["c/once more"].stats.cached_tokens() == edited.size() - 1);
+    CHECK(bench["c/once more"].tokens == expected(edited, 5));
+  }
+  SECTION("a short new turn leaves the mark where it was") {
+    const Ids next = next_turn(base, bench["c/first"].tokens, 7, 10);
+    bench.submit(request("next", next, 5));
+    bench.run();
+    CHECK(bench["c/next"].stats.cached_tokens() == 119);
+    bench.submit(request("back", base, 20));
+    bench.run();
+    CHECK(bench["c/back"].stats.cached_tokens() == 99);
+    CHECK(bench["c/back"].tokens == bench["c/first"].tokens);
+  }
+  SECTION("a difference before the mark") {
+    Ids other = base;
+    other[50] ^= 1U;
+    bench.submit(request("other", other, 5));
+    bench.run();
+    CHECK(bench["c/other"].stats.cached_tokens() == 0);
+    CHECK(bench["c/other"].tokens == expected(other, 5));
+  }
+}
+
+TEST_CASE("a mark is given up before anybody waits or gives way") {
+  SchedulerOptions options = keeping(4);
+  options.reserve_ahead = 16;
+  options.sequence_memory = 2 * kBytesPerSequence + (116 + 176) * kBytesPerToken + kBytesPerMark - 1;
+  Bench bench(options);
+  bench.submit(request("marked", prompt(1, 100), 60));
+  while (bench["c/marked"].tokens.empty()) REQUIRE(bench.scheduler->step());
+  const std::uint64_t alone = bench.scheduler->status().reserved_bytes;
+  CHECK(alone == kBytesPerSequence + 116 * kBytesPerToken + kBytesPerMark);
+  // Fits beside the other only without its mark.
+  bench.submit(request("second", prompt(2, 160), 24));
+  bench.scheduler->step();
+  CHECK(bench.scheduler->status().queued == 0);
+  CHECK(bench.scheduler->status().reserved_bytes == options.sequence_memory + 1 - kBytesPerMark);
+  while (bench.scheduler->step()) {
+    const SchedulerStatus now = bench.scheduler->status();
+    CHECK(now.sequence_bytes <= now.reserved_bytes);
+    CHECK(now.reserved_bytes + now.kept_bytes <= options.sequence_memory);
+  }
+  bench.run();
+  CHECK(bench["c/marked"].tokens == expected(prompt(1, 100), 60));
+  CHECK(bench["c/second"].tokens == expected(prompt(2, 160), 24));
+}
+
 TEST_CASE("kept sequences are in nobody's way") {
   SchedulerOptions options = keeping(8);
   options.reserve_ahead = 16;
