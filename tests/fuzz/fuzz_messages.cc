@@ -7,7 +7,7 @@
 
 #include "daemons/common/limits.h"
 #include "daemons/common/messages.h"
-#include "daemons/predictor/predictor_core.h"
+#include "daemons/predictor/sample_reader.h"
 
 namespace {
 
@@ -33,16 +33,21 @@ void client(std::string_view bytes) {
 
 void sample(std::string_view bytes) {
   // Several samples in one input, so that the predictor's state is reached: each is led by its length.
-  stoker::PredictorCore core({});
+  stoker::PredictorOptions options;
+  options.token_table_bytes = 1 << 16;
+  stoker::SampleReader reader(options);
   while (bytes.size() > 1) {
     const std::size_t length = std::min<std::size_t>(static_cast<unsigned char>(bytes[0]), bytes.size() - 1);
     const auto decoded = stoker::decode_sample(bytes.substr(1, length));
     bytes.remove_prefix(1 + length);
     if (!decoded) continue;
-    const auto hints = core.on_sample(*decoded);
-    if (hints) require(stoker::decode_hints(stoker::encode(*hints)).has_value());
+    const auto* hints = reader.on_sample(*decoded);
+    if (hints != nullptr) require(stoker::decode_hints(stoker::encode(*hints)).has_value());
   }
-  require(core.score().right <= core.score().hinted);
+  for (const auto scores : {reader.core().near_scores(), reader.core().far_scores()})
+    for (const stoker::GuessScore& score : scores)
+      require(score.right <= score.sent && score.cold <= score.chosen);
+  require(reader.json().front() == '{');
 }
 
 void hints(std::string_view bytes) {
