@@ -45,7 +45,8 @@ class Sequence {
   /// error there is no mark.
   virtual Result<void> mark() = 0;
   [[nodiscard]] virtual std::uint32_t marked() const = 0;  ///< length at the mark; 0: there is none
-  /// Back to the mark, which stays. After an error the sequence must be dropped.
+  /// Back to the mark, which stays; what later tokens held is freed. After an error the sequence must be
+  /// dropped.
   virtual Result<void> rewind() = 0;
   virtual void unmark() = 0;  ///< frees its memory
 };

@@ -12,6 +12,8 @@ struct Sizes {
   std::uint64_t recurrent = 0, conv = 0, block = 0;  ///< floats per layer, per layer, per layer and block
 };
 
+std::uint64_t blocks_for(std::uint64_t length) { return (length + kKvBlock - 1) / kKvBlock; }
+
 Sizes sizes_of(const ModelConfig& c) {
   const std::uint64_t heads = c.linear_value_heads;
   const std::uint64_t channels = 2ULL * c.linear_key_heads * c.linear_key_dim + heads * c.linear_value_dim;
@@ -54,14 +56,14 @@ std::uint64_t CpuSequence::bytes_for(const ModelConfig& config, std::uint64_t le
   const Sizes sizes = sizes_of(config);
   std::uint64_t floats = 0;
   for (const MixerType mixer : config.mixers) {
-    floats += mixer == MixerType::full_attention ? (length + kKvBlock - 1) / kKvBlock * sizes.block
-                                                 : sizes.recurrent + sizes.conv;
+    floats +=
+        mixer == MixerType::full_attention ? blocks_for(length) * sizes.block : sizes.recurrent + sizes.conv;
   }
   return floats * sizeof(float);
 }
 
 bool CpuSequence::reserve(std::uint64_t length) {
-  const std::uint64_t blocks = (length + kKvBlock - 1) / kKvBlock;
+  const std::uint64_t blocks = blocks_for(length);
   try {
     for (Layer& layer : layers_) {
       if (!layer.attention) continue;
@@ -91,9 +93,12 @@ Result<void> CpuSequence::mark() {
 Result<void> CpuSequence::rewind() {
   STOKER_CHECK(marked_ > 0);
   for (Layer& layer : layers_) {
-    if (layer.attention) continue;
-    copy(layer.marked_recurrent, layer.recurrent);
-    copy(layer.marked_conv, layer.conv);
+    if (layer.attention) {
+      layer.blocks.resize(std::min<std::size_t>(layer.blocks.size(), blocks_for(marked_)));
+    } else {
+      copy(layer.marked_recurrent, layer.recurrent);
+      copy(layer.marked_conv, layer.conv);
+    }
   }
   length_ = marked_;
   return {};

@@ -3,6 +3,13 @@
 #include "shm/base/check.h"
 
 namespace stoker {
+namespace {
+
+std::uint64_t pages_for(std::uint64_t length) {
+  return (length + device::kPagePositions - 1) / device::kPagePositions;
+}
+
+}  // namespace
 
 SequenceMemory::SequenceMemory(const device::Api& api, device::Stream* stream, const ModelConfig& c)
     : api_(api), stream_(stream) {
@@ -19,7 +26,7 @@ SequenceMemory::SequenceMemory(const device::Api& api, device::Stream* stream, c
 }
 
 std::uint64_t SequenceMemory::bytes_for(std::uint64_t length) const {
-  return state_bytes() + (length + device::kPagePositions - 1) / device::kPagePositions * page_bytes();
+  return state_bytes() + pages_for(length) * page_bytes();
 }
 
 Result<DeviceArray<float>> SequenceMemory::take_state() {
@@ -58,8 +65,7 @@ Result<void> CudaSequence::reserve(std::uint64_t length) {
     STOKER_TRY_VOID(memory_.clear(state_));
   }
   if (memory_.page_bytes() == 0) return {};
-  const std::uint64_t pages = (length + device::kPagePositions - 1) / device::kPagePositions;
-  while (pages_.size() < pages) {
+  while (pages_.size() < pages_for(length)) {
     STOKER_TRY(DeviceArray<float> page, memory_.take_page());
     page_pointers_.push_back(page.data());
     pages_.push_back(std::move(page));
@@ -81,6 +87,11 @@ Result<void> CudaSequence::mark() {
 Result<void> CudaSequence::rewind() {
   STOKER_CHECK(marked_ > 0);
   STOKER_TRY_VOID(memory_.copy(mark_, state_));
+  while (pages_.size() > pages_for(marked_)) {
+    memory_.give_page(std::move(pages_.back()));
+    pages_.pop_back();
+    page_pointers_.pop_back();
+  }
   length_ = marked_;
   return {};
 }

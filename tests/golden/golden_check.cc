@@ -30,7 +30,8 @@ std::vector<float> logits_of(Model& model, MemorySource& source, const Feed& fee
 }
 
 std::vector<float> logits_after_detours(Model& model, MemorySource& source,
-                                        std::span<const std::uint32_t> tokens, std::size_t mark) {
+                                        std::span<const std::uint32_t> tokens, std::size_t mark,
+                                        std::size_t detour) {
   const std::unique_ptr<Sequence> sequence = model.new_sequence();
   const auto feed = [&](std::span<const std::uint32_t> piece) {
     const Segment segment{sequence.get(), 0, piece, Segment::Logits::all};
@@ -47,13 +48,14 @@ std::vector<float> logits_after_detours(Model& model, MemorySource& source,
   REQUIRE(sequence->mark().has_value());
   CHECK(sequence->marked() == mark);
   CHECK(sequence->memory_bytes() == before + model.mark_bytes());
-  for (const std::size_t length : {std::size_t{1}, tokens.size() - mark}) {
-    const std::vector<std::uint32_t> astray(tokens.rbegin(),
-                                            tokens.rbegin() + static_cast<std::ptrdiff_t>(length));
+  for (const std::size_t length : {std::size_t{1}, detour}) {
+    std::vector<std::uint32_t> astray(length);
+    for (std::size_t i = 0; i < length; ++i) astray[i] = tokens[(7 * i + 3) % tokens.size()];
     static_cast<void>(feed(astray));
     CHECK(sequence->length() == mark + length);
     REQUIRE(sequence->rewind().has_value());
     CHECK(sequence->length() == mark);
+    CHECK(sequence->memory_bytes() == model.sequence_bytes(mark) + model.mark_bytes());
   }
   const std::vector<float> rest = feed(tokens.subspan(mark));
   logits.insert(logits.end(), rest.begin(), rest.end());

@@ -19,7 +19,8 @@ std::vector<float> logits_of(Model& model, MemorySource& source, const Feed& fee
 /// The same when the sequence is marked after `mark` tokens, goes astray twice and comes back to the mark
 /// each time.
 std::vector<float> logits_after_detours(Model& model, MemorySource& source,
-                                        std::span<const std::uint32_t> tokens, std::size_t mark);
+                                        std::span<const std::uint32_t> tokens, std::size_t mark,
+                                        std::size_t detour);
 /// Every case of a golden, in every way of feeding it that the manifest lists; prints the worst difference.
 void check_golden(const std::string& name);
 /// The same with a model of the caller's, for the cases of these indices; empty: all.

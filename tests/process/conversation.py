@@ -50,7 +50,8 @@ def test(args, work):
             status = stack.status()
             expect((status["memory"]["sequences_kept"] > 0) == (name == "kept"), f"{name}: {status['memory']}")
             expect(status["tokens"]["prompt_cached"] == sum(turn[2] for turn in said[name]), f"{name}: {status['tokens']}")
-            said[name, "edited"] = talk(stack, work, random.Random(args.seed + 1), edit=True)
+            # Back over the end of a block of 256 positions.
+            said[name, "edited"] = talk(stack, work, random.Random(args.seed + 1), prompt=240, edit=True)
             expect(stack.status()["memory"]["sequence_reserved_bytes"] == 0, "memory is still reserved")
         finally:
             stack.stop()
