@@ -27,7 +27,8 @@ def test(args, work):
     model = Rig(args.bin, work).model("model", "--context", 4096)
     random.seed(args.seed)
     prompts = [[random.randrange(5, 400) for _ in range(PROMPT)] for _ in range(2)]
-    roomy = Stack(args.bin, model, work, predictor=False).start_all()
+    # Nothing kept, hence no marks: what is reserved is what two answers need.
+    roomy = Stack(args.bin, model, work, predictor=False, extra_worker=["--kept-sequences", "0"]).start_all()
     try:
         clients = [ask(roomy, prompts[0])]
         wait_for("the first token", lambda: roomy.status()["requests"]["decoding"] == 1)
