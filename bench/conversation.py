@@ -16,11 +16,10 @@ Markdown table: median (min-max). Standard library only.
 
 import argparse
 import pathlib
-import statistics
 import sys
 import tempfile
 
-from out_of_core import open_model
+from out_of_core import open_model, spread
 from harness import Stack, expect  # out_of_core has put it on the path
 
 VARIANTS = {"kept": [], "anew": ["--kept-sequences", "0"]}
@@ -54,10 +53,6 @@ def turns(args, ids, work, options):
         stack.stop()
 
 
-def spread(values, digits):
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bin", required=True)
@@ -76,7 +71,7 @@ def main():
     print("| turn | seconds to the first token, kept | computed anew | ratio, in the same repeat |\n|---|---|---|---|")
     for turn in seconds["kept"][0]:
         kept, anew = ([run[turn] for run in seconds[name]] for name in VARIANTS)
-        print(f"| {turn} | {spread(kept, 2)} | {spread(anew, 2)} | {spread([b / a for a, b in zip(kept, anew)], 2)} |")
+        print(f"| {turn} | {spread(kept)} | {spread(anew)} | {spread([b / a for a, b in zip(kept, anew)])} |")
 
 
 if __name__ == "__main__":

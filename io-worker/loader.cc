@@ -97,7 +97,8 @@ bool Loader::turn(Duration wait_max) {
 /// How long reap may sleep: not at all while it is told to spin, short when something must be looked at again
 /// without a wake-up.
 Duration Loader::wait_for(Duration wait_max) const {
-  if (!draining_ && clock_.now() - last_demand_ < options_.spin) return Duration{};
+  const bool may_spin = options_.spin > Duration{} && !draining_;
+  if (may_spin && clock_.now() - last_demand_ < options_.spin) return Duration{};
   if (starved_) return std::min(wait_max, kStarvedPoll);
   for (const FillIndex index : reading_)
     if (fills_[index].in_flight < fills_[index].pieces_left) return std::min(wait_max, options_.retry_delay);

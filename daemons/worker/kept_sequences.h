@@ -39,7 +39,6 @@ class KeptSequences {
 
   [[nodiscard]] std::uint64_t bytes() const { return bytes_; }
   [[nodiscard]] std::size_t size() const { return kept_.size(); }
-  [[nodiscard]] bool enabled() const { return most_ > 0; }
 
  private:
   static std::size_t usable(const Kept& kept, std::span<const std::uint32_t> prompt);

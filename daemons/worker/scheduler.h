@@ -5,10 +5,9 @@
 //   1. queued      admitted to the queue (bounded); waits for a place and for memory.
 //   2. prefilling  owns a sequence; its prompt goes through the model in chunks, oldest request first.
 //   3. decoding    one token per step, together with all other decoding requests.
-//   4. done        DoneEvent (after LogitsEvents or ScoreEvents, if asked for), or ErrorEvent. Its sequence
-//   is
-//                  kept for a request that goes on from it (kept_sequences.h), as long as nobody needs the
-//                  memory.
+//   4. done        DoneEvent (after LogitsEvents or ScoreEvents, if asked for), or ErrorEvent. Its
+//                  sequence may be kept for a request that goes on from it (kept_sequences.h), as long as
+//                  nobody needs the memory.
 // Prefill chunks and decode steps alternate while there is work of both kinds, so a long prompt delays the
 // others by at most one chunk per token.
 //

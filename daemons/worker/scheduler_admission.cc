@@ -134,7 +134,7 @@ void Scheduler::give_sequence(Entry& entry) {
   }
   const std::uint32_t last = entry.prompt_size() - 1;
   const bool worth_it = last >= entry.prompt_done + options_.mark_from;
-  entry.mark_at = kept_.enabled() && !whole && entry.again.empty() && worth_it ? last : 0;
+  entry.mark_at = options_.kept_sequences > 0 && !whole && entry.again.empty() && worth_it ? last : 0;
 }
 
 /// The caller has seen that the budget allows it. Kept sequences are in nobody's way.

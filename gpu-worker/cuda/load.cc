@@ -38,8 +38,8 @@ Result<void> check_shapes(const ModelConfig& c, std::uint32_t step_tokens) {
                                        ": give --device cpu");
   }
   // Kernels count floats of a step's rows in 32 bits.
-  const std::uint64_t row = std::max<std::uint64_t>(
-      c.hidden_size, std::uint64_t{c.experts_per_token} * std::max(c.moe_intermediate, 1U));
+  const std::uint64_t row =
+      std::max<std::uint64_t>(c.hidden_size, std::uint64_t{c.experts_per_token} * c.moe_intermediate);
   if (row * step_tokens > 0xFFFF'FFFFU)
     return fail(Errc::invalid, "steps of " + std::to_string(step_tokens) +
                                    " tokens are too large for this model on a GPU: give a smaller --chunk");
