@@ -14,10 +14,10 @@
 #include <map>
 
 #include "checkpoint/checkpoint.h"
-#include "cli/client.h"
 #include "cli/doctor.h"
 #include "cli/session.h"
 #include "daemons/common/size.h"
+#include "daemons/common/worker_client.h"
 #include "gpu-worker/text/chat_template.h"
 #include "gpu-worker/text/tokenizer.h"
 #include "shm/base/unique_fd.h"
@@ -167,7 +167,7 @@ void check_services(Checks& checks, const Config& settings, const Clock& clock) 
         {ours ? Level::ok : Level::warn, "Services", "run directory", run_dir.string(),
          ours ? "" : "join the group of the service, or set run.dir to a directory of your own"});
   }
-  auto client = Client::connect(settings.run_dir, clock);
+  auto client = WorkerClient::connect(settings.run_dir, clock);
   if (!client) {
     checks.push_back({Level::ok, "Services", "stack", "not running (`stoker run` starts a private one)", ""});
     return;

@@ -20,7 +20,7 @@ constexpr Duration kPollMax = 60s;
 /// The state of one request: events in, at most one reason to cancel.
 class Exchange {
  public:
-  Exchange(Client& client, const wire::GenerateRequest& request, const GenerateHooks& hooks,
+  Exchange(WorkerClient& client, const wire::GenerateRequest& request, const GenerateHooks& hooks,
            const Clock& clock)
       : client_(client), id_(request.id()), hooks_(hooks), clock_(clock) {}
 
@@ -70,7 +70,7 @@ class Exchange {
            (m.has_done() && m.done().id() != id_);
   }
 
-  Client& client_;
+  WorkerClient& client_;
   std::string id_;
   const GenerateHooks& hooks_;
   const Clock& clock_;
@@ -103,7 +103,7 @@ Errc errc_of(std::string_view code) {
   return Errc::io;
 }
 
-Result<GenerateOutcome> generate(Client& client, const wire::GenerateRequest& request,
+Result<GenerateOutcome> generate(WorkerClient& client, const wire::GenerateRequest& request,
                                  const GenerateHooks& hooks, Interrupts& interrupts,
                                  std::optional<Duration> deadline, const Clock& clock) {
   Exchange exchange(client, request, hooks, clock);

@@ -5,8 +5,8 @@
 #include <optional>
 #include <string>
 
-#include "cli/client.h"
 #include "cli/interrupts.h"
+#include "daemons/common/worker_client.h"
 #include "shm/base/clock.h"
 #include "shm/base/result.h"
 #include "stoker.pb.h"
@@ -29,7 +29,7 @@ struct GenerateOutcome {
 
 /// Sends `request` and handles its events until it is over. Errors of the worker come back with its code
 /// and the request's id in the text. `deadline` is on `clock`.
-Result<GenerateOutcome> generate(Client& client, const wire::GenerateRequest& request,
+Result<GenerateOutcome> generate(WorkerClient& client, const wire::GenerateRequest& request,
                                  const GenerateHooks& hooks, Interrupts& interrupts,
                                  std::optional<Duration> deadline, const Clock& clock);
 

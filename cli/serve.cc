@@ -6,13 +6,13 @@
 #include <filesystem>
 #include <memory>
 
-#include "cli/client.h"
 #include "cli/context.h"
 #include "cli/interrupts.h"
 #include "cli/stack.h"
 #include "cli/stack_options.h"
 #include "cli/supervisor.h"
 #include "daemons/common/notify.h"
+#include "daemons/common/worker_client.h"
 #include "shm/run_directory.h"
 
 namespace stoker::cli {
@@ -38,7 +38,7 @@ class ReadyProbe {
   /// True at the one call that finds the worker ready.
   bool look() {
     if (ready_ || !worker_listens(run_dir_)) return false;
-    auto client = Client::connect(run_dir_, context_.clock);
+    auto client = WorkerClient::connect(run_dir_, context_.clock);
     if (!client || !client->status(kProbeWait)) return false;
     ready_ = true;
     context_.terminal.note("stoker: ready, serving in " + run_dir_);

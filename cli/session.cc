@@ -59,7 +59,7 @@ tl::expected<Session, ExitReport> Session::open(Context& context, Interrupts& in
   if (!options.always_private && worker_listens(options.run_dir) && !options.stack.any()) {
     Session session;
     session.run_dir_ = options.run_dir;
-    auto client = Client::connect(options.run_dir, context.clock);
+    auto client = WorkerClient::connect(options.run_dir, context.clock);
     if (!client) return stop(client.error(), options.run_dir);
     session.client_.emplace(*std::move(client));
     const auto status = session.client_->status(kAnswerWait);
@@ -122,7 +122,7 @@ tl::expected<void, ExitReport> Session::wait_ready(Context& context, Interrupts&
       return stop(kTimeout, "--timeout", "the stack was not ready in time");
     }
     if (!client_ && worker_listens(run_dir_)) {
-      auto client = Client::connect(run_dir_, context.clock);
+      auto client = WorkerClient::connect(run_dir_, context.clock);
       if (client && client->send(question)) client_.emplace(*std::move(client));
     }
     if (client_) {

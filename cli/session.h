@@ -5,11 +5,11 @@
 #include <optional>
 #include <string>
 
-#include "cli/client.h"
 #include "cli/context.h"
 #include "cli/interrupts.h"
 #include "cli/stack.h"
 #include "cli/stack_options.h"
+#include "daemons/common/worker_client.h"
 
 namespace stoker::cli {
 
@@ -30,7 +30,7 @@ class Session {
   static tl::expected<Session, ExitReport> open(Context& context, Interrupts& interrupts,
                                                 SessionOptions options);
 
-  [[nodiscard]] Client& client() { return *client_; }
+  [[nodiscard]] WorkerClient& client() { return *client_; }
   [[nodiscard]] const std::string& model_dir() const { return model_dir_; }
   [[nodiscard]] const std::string& run_dir() const { return run_dir_; }
   [[nodiscard]] bool is_private() const { return stack_.has_value(); }
@@ -45,7 +45,7 @@ class Session {
                                             std::optional<Duration> deadline);
   // Order matters: the client closes before the stack stops.
   std::optional<PrivateStack> stack_;
-  std::optional<Client> client_;
+  std::optional<WorkerClient> client_;
   std::string run_dir_, model_dir_;
 };
 

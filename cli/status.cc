@@ -2,8 +2,8 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
-#include "cli/client.h"
 #include "cli/context.h"
+#include "daemons/common/worker_client.h"
 
 namespace stoker::cli {
 namespace {
@@ -33,7 +33,7 @@ int status(const StatusOptions& options, Context& context) {
   const auto settings = load_settings();
   if (!settings) return report(settings.error(), "configuration");
   const std::string run_dir = options.run_dir.empty() ? settings->run_dir : options.run_dir;
-  auto client = Client::connect(run_dir, context.clock);
+  auto client = WorkerClient::connect(run_dir, context.clock);
   if (!client) return report(client.error(), "status");
   const auto answer = client->status(std::chrono::seconds(10));
   if (!answer) return report(answer.error(), "status");

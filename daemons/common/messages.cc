@@ -89,6 +89,10 @@ Result<void> check_generate(const wire::GenerateRequest& request) {
   if (request.all_positions() && !request.logits()) return bad("all_positions: only together with logits");
   if (request.score() && (request.logits() || request.forced_size() > 0))
     return bad("score: not together with logits or forced");
+  if (!request.answer_prefix().empty() && !request.has_conversation_json())
+    return bad("answer_prefix: only together with conversation_json");
+  if (request.tokenize() && (request.logits() || request.score() || request.forced_size() > 0))
+    return bad("tokenize: not together with logits, score or forced");
   return check_sampling(request.sampling());
 }
 

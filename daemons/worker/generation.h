@@ -21,6 +21,7 @@ struct Request {
   std::string id;      ///< unique per client
   std::vector<std::uint32_t> prompt;
   std::uint32_t max_tokens = 0;  ///< 0: until the context is full
+  bool fit_context = false;      ///< max_tokens gives way to the context instead of being refused
   SamplingParams sampling;
   std::vector<std::string> stop;
   bool ignore_eos = false;
@@ -55,6 +56,8 @@ class Generation {
   [[nodiscard]] const std::optional<std::string>& finish_reason() const { return finish_reason_; }
   /// Text held back that turned out not to belong to a stop string; call once, at the end.
   std::string flush();
+  /// The stop string that ended the answer; empty if none did.
+  [[nodiscard]] const std::string& stop_string() const { return stops_.found(); }
   /// The prompt's ids and those of the answer so far.
   [[nodiscard]] const std::vector<std::uint32_t>& history() const { return history_; }
   /// The token to feed next.

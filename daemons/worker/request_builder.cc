@@ -45,7 +45,7 @@ tl::expected<std::vector<std::uint32_t>, RequestProblem> prompt_of(const TextToo
                                                   tools.template_problem + "; send a prompt instead");
     auto rendered = tools.chat_template->render(wire.conversation_json(), true);
     if (!rendered) return problem(error_code::kInvalidRequest, rendered.error().text());
-    text = *std::move(rendered);
+    text = *std::move(rendered) + wire.answer_prefix();
   }
   auto ids = tools.tokenizer->encode(text, AddedTokens::match);
   if (!ids) return problem(error_code::kInvalidRequest, ids.error().text());
@@ -96,6 +96,7 @@ Built build_request(const TextTools& tools, const wire::GenerateRequest& wire,
   request.raw_logits = wire.raw_logits_of_steps();
   request.prefill_split = wire.prefill_split();
   request.no_reuse = wire.no_reuse();
+  request.fit_context = wire.fit_context();
   return request;
 }
 

@@ -14,6 +14,14 @@ std::size_t bytes_of(const wire::GenerateRequest& request) {
   return request.ByteSizeLong() + static_cast<std::size_t>(ids) * sizeof(std::uint32_t);
 }
 
+wire::ServerMessage tokens_of(const Request& request) {
+  wire::ServerMessage message;
+  message.mutable_tokens()->set_id(request.id);
+  message.mutable_tokens()->mutable_tokens()->mutable_ids()->Assign(request.prompt.begin(),
+                                                                    request.prompt.end());
+  return message;
+}
+
 wire::ServerMessage cancelled(const std::string& id, Duration waited) {
   wire::ServerMessage message;
   message.mutable_done()->set_id(id);
@@ -135,7 +143,11 @@ void RequestIntake::run() {
     if (!building_) continue;  // ended and answered meanwhile
     building_.reset();
     bytes_ -= next.ticket.bytes;
-    hand_on(next.ticket, std::move(built));
+    if (built && next.request.tokenize()) {
+      engine_.answer(next.ticket.client, tokens_of(*built));
+    } else {
+      hand_on(next.ticket, std::move(built));
+    }
   }
   finished_ = true;
 }

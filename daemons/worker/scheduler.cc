@@ -155,11 +155,7 @@ void Scheduler::prefill(Entry& entry) {
   }
   if (request.all_positions) send_prompt_logits(entry, first, rows, result.logits);
   if (request.score) send_scores(entry, first, rows, result.logits);
-  wire::ServerMessage progress;
-  progress.mutable_progress()->set_id(request.id);
-  progress.mutable_progress()->set_prompt_done(end);
-  progress.mutable_progress()->set_prompt_total(entry.prompt_size());
-  sink_.send(request.client, std::move(progress));
+  report_progress(entry, 0);
   if (last) prefill_done(entry, result.logits);
 }
 
@@ -278,6 +274,7 @@ void Scheduler::finish(Entry& entry, const std::string& reason) {
   done.set_finish_reason(reason);
   if (entry.generation) {
     done.set_text(entry.generation->flush());
+    done.set_stop_string(entry.generation->stop_string());
     entry.stats.set_generated_tokens(entry.generation->generated());
     if (entry.generation->generated() > 0) {
       entry.stats.set_ttft_seconds(seconds(entry.first_token - entry.request.arrived));
@@ -346,19 +343,21 @@ void Scheduler::erase_finished() {
 void Scheduler::report_progress() {
   if (clock_.now() - last_progress_ < options_.progress_every) return;
   last_progress_ = clock_.now();
-  const auto report = [this](const Entry& entry, std::uint32_t position) {
-    wire::ServerMessage message;
-    message.mutable_progress()->set_id(entry.request.id);
-    message.mutable_progress()->set_prompt_done(entry.prompt_done);
-    message.mutable_progress()->set_prompt_total(entry.prompt_size());
-    message.mutable_progress()->set_queue_position(position);
-    sink_.send(entry.request.client, std::move(message));
-  };
   // Whoever gave way has an answer on its screen.
   for (const auto& entry : active_)
-    if (!entry->decoding && entry->again.empty()) report(*entry, 0);
+    if (!entry->decoding && entry->again.empty()) report_progress(*entry, 0);
   for (std::size_t i = 0; i < queue_.size(); ++i)
-    if (queue_[i]->again.empty()) report(*queue_[i], static_cast<std::uint32_t>(i + 1));
+    if (queue_[i]->again.empty()) report_progress(*queue_[i], static_cast<std::uint32_t>(i + 1));
+}
+
+/// `position` in the queue from 1, 0: not in it.
+void Scheduler::report_progress(const Entry& entry, std::uint32_t position) {
+  wire::ServerMessage message;
+  message.mutable_progress()->set_id(entry.request.id);
+  message.mutable_progress()->set_prompt_done(entry.prompt_done);
+  message.mutable_progress()->set_prompt_total(entry.prompt_size());
+  message.mutable_progress()->set_queue_position(position);
+  sink_.send(entry.request.client, std::move(message));
 }
 
 SchedulerStatus Scheduler::status() {

@@ -86,7 +86,8 @@ class Scheduler {
   Scheduler& operator=(const Scheduler&) = delete;
   ~Scheduler();
 
-  /// Queues a request, or answers it at once with an ErrorEvent that names both numbers.
+  /// Queues a request and says so with a ProgressEvent, or answers it at once with an ErrorEvent that names
+  /// both numbers.
   void submit(Request request);
   /// Ends a request with finish_reason "cancelled"; unknown ids are ignored (it may just have finished).
   void cancel(const std::string& client, const std::string& id);
@@ -125,6 +126,7 @@ class Scheduler {
   [[nodiscard]] Entry* last_decoding();
   void give_way(Entry& entry);
   void report_progress();
+  void report_progress(const Entry& entry, std::uint32_t position);
   void prefill(Entry& entry);
   void prefill_done(Entry& entry, std::span<const float> logits);
   void send_prompt_logits(Entry& entry, std::uint32_t first_position, std::uint32_t rows,

@@ -20,7 +20,10 @@ Result<std::uint32_t> Scheduler::resolve_max_tokens(const Request& request) cons
   }
   std::uint64_t answer = request.max_tokens;
   if (!request.forced.empty()) answer = request.forced.size();
-  if (answer == 0 && prompt < options_.context) answer = options_.context - prompt;
+  if ((answer == 0 || request.fit_context) && prompt < options_.context) {
+    const std::uint64_t left = options_.context - prompt;
+    answer = answer == 0 ? left : std::min(answer, left);
+  }
   if (prompt + std::max<std::uint64_t>(answer, 1) > options_.context)
     return stoker::fail(Errc::too_large,
                         "the prompt is " + std::to_string(prompt) + " tokens and the answer up to " +
@@ -95,6 +98,8 @@ void Scheduler::submit(Request request) {
   entry->max_tokens = *resolve_max_tokens(entry->request);
   entry->ticket = ++last_ticket_;
   queue_.push_back(std::move(entry));
+  // Tells the client that nothing is wrong with it; the next event may be a chunk away.
+  report_progress(*queue_.back(), static_cast<std::uint32_t>(queue_.size()));
 }
 
 /// What a sequence of `length` tokens and the next few of its answer hold.

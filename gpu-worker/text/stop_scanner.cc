@@ -43,6 +43,7 @@ StopScanner::Step StopScanner::push(std::string_view text) {
     if (stop_bytes == 0) continue;
     stopped_ = true;
     std::string before = held_.substr(0, end - stop_bytes);
+    found_ = held_.substr(end - stop_bytes, stop_bytes);
     held_.clear();
     return {.text = std::move(before), .stopped = true};
   }

@@ -70,10 +70,11 @@ class StopScanner {
   /// After a stop every further push is {"", true}.
   Step push(std::string_view text);
   std::string flush();  ///< held-back text at the end without a stop
+  [[nodiscard]] const std::string& found() const { return found_; }  ///< the stop, once there was one
 
  private:
   std::vector<std::string> stops_;
-  std::string held_;
+  std::string held_, found_;
   bool stopped_ = false;
 };
 

@@ -65,7 +65,7 @@ TEST_CASE("an error about the whole connection ends the request") {
   const SteadyClock clock;
   auto interrupts = Interrupts::open();
   REQUIRE(interrupts.has_value());
-  auto client = Client::connect(worker.run_dir, clock);
+  auto client = WorkerClient::connect(worker.run_dir, clock);
   REQUIRE(client.has_value());
   wire::GenerateRequest request;
   request.set_id("r");

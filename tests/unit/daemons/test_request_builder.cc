@@ -33,6 +33,9 @@ TEST_CASE("text becomes tokens, token ids stay") {
   REQUIRE(chat.has_value());
   const auto rendered = tools.chat_template->render(wire.conversation_json(), true);
   CHECK(chat->prompt == *tools.tokenizer->encode(*rendered, AddedTokens::match));
+  wire.set_answer_prefix("<tool_call>");
+  CHECK(build_request(tools, wire, kSeed)->prompt ==
+        *tools.tokenizer->encode(*rendered + "<tool_call>", AddedTokens::match));
   wire.set_conversation_json("{]");
   CHECK(std::string(build_request(tools, wire, kSeed).error().code) == "invalid_request");
 }

@@ -60,6 +60,22 @@ TEST_CASE("requests are built in order on one thread, which is not the caller's"
   CHECK(h.builders.count(std::this_thread::get_id()) == 0);
 }
 
+TEST_CASE("a tokenize request is answered without the model") {
+  IntakeRig rig;
+  wire::GenerateRequest request = generate("r", "text");
+  request.set_tokenize(true);
+  rig.intake.submit("c", request);
+  pollfd item{.fd = rig.loop.event_fd(), .events = POLLIN, .revents = 0};
+  while (::poll(&item, 1, 1000) == 0) {
+  }
+  const auto events = rig.loop.take_events();
+  REQUIRE(events.size() == 1);
+  REQUIRE(events[0].message.has_tokens());
+  const auto& ids = events[0].message.tokens().tokens().ids();
+  CHECK(std::vector<std::uint32_t>(ids.begin(), ids.end()) == std::vector<std::uint32_t>{1, 2, 3});
+  CHECK(rig.model.steps.empty());
+}
+
 TEST_CASE("what cannot be built is answered") {
   Harness h;
   h.submit("r", kBad);

@@ -109,6 +109,26 @@ TEST_CASE("without max_tokens an answer ends where the context ends") {
   CHECK(bench["c/r"].finish == "length");
 }
 
+TEST_CASE("max_tokens that fits the context") {
+  SchedulerOptions options = Bench::options();
+  options.context = 40;
+  Bench bench(options);
+  for (const std::uint32_t max_tokens : {5U, 11U, 1000U}) {
+    Request r = request("r" + std::to_string(max_tokens), prompt(1, 30), max_tokens);
+    r.fit_context = true;
+    bench.submit(r);
+  }
+  Request full = request("full", prompt(1, 40), 5);
+  full.fit_context = true;
+  bench.submit(full);
+  bench.run();
+  CHECK(bench["c/r5"].tokens.size() == 5);
+  CHECK(bench["c/r11"].tokens.size() == 10);
+  CHECK(bench["c/r1000"].tokens.size() == 10);
+  CHECK(bench["c/r1000"].finish == "length");
+  CHECK(bench["c/full"].error == "context_length_exceeded");
+}
+
 TEST_CASE("the queue is bounded and its places are told") {
   Bench bench;
   for (int i = 0; i < 9; ++i) bench.submit(request("r" + std::to_string(i), prompt(1, 200), 50));
@@ -118,8 +138,9 @@ TEST_CASE("the queue is bounded and its places are told") {
   CHECK(bench["c/r0"].endings == 1);
   CHECK(bench["c/r7"].tokens == bench["c/r0"].tokens);
   const auto& places = bench["c/r7"].queue_positions;
-  REQUIRE(places.size() > 2);
-  CHECK(places.front() == 4);  // four run, this one is the fourth of those that wait
+  REQUIRE(places.size() > 3);
+  CHECK(places[0] == 8);  // as it came: none of them ran yet
+  CHECK(places[1] == 4);  // four run, this one is the fourth of those that wait
   CHECK(places.back() == 0);
   CHECK(std::is_sorted(places.rbegin(), places.rend()));
 }

@@ -61,6 +61,7 @@ TEST_CASE("a stop string ends the text before it") {
   const auto step = scanner.push("> more");
   CHECK(step.stopped);
   CHECK(step.text.empty());
+  CHECK(scanner.found() == "</s>");
   CHECK(scanner.push("later").stopped);
   CHECK(scanner.push("later").text.empty());
   CHECK(scanner.flush().empty());

@@ -10,7 +10,7 @@
 #include "shm/base/result.h"
 #include "stoker.pb.h"
 
-namespace stoker::cli {
+namespace stoker {
 
 /// Path of the worker's socket in a run directory.
 std::string worker_socket(const std::string& run_dir);
@@ -18,13 +18,13 @@ std::string worker_socket(const std::string& run_dir);
 /// Whether somebody listens on the worker's socket right now.
 bool worker_listens(const std::string& run_dir);
 
-class Client {
+class WorkerClient {
  public:
   /// Errc::peer_gone when nobody listens in `run_dir`; the text says what to do.
-  static Result<Client> connect(const std::string& run_dir, const Clock& clock);
-  Client(Client&&) noexcept;
-  Client& operator=(Client&&) noexcept;
-  ~Client();
+  static Result<WorkerClient> connect(const std::string& run_dir, const Clock& clock);
+  WorkerClient(WorkerClient&&) noexcept;
+  WorkerClient& operator=(WorkerClient&&) noexcept;
+  ~WorkerClient();
 
   Result<void> send(const wire::ClientMessage& message);
   /// The next message; nothing when `wait_max` has passed or `wake_fd` (-1: none) is readable.
@@ -37,8 +37,8 @@ class Client {
   /// A message that is already here, without waiting.
   Result<std::optional<wire::ServerMessage>> take();
   struct State;
-  explicit Client(std::unique_ptr<State> state);
+  explicit WorkerClient(std::unique_ptr<State> state);
   std::unique_ptr<State> state_;
 };
 
-}  // namespace stoker::cli
+}  // namespace stoker

@@ -1,4 +1,4 @@
-#include "cli/client.h"
+#include "daemons/common/worker_client.h"
 
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -16,7 +16,7 @@
 #include "daemons/common/zmq_socket.h"
 #include "shm/base/unique_fd.h"
 
-namespace stoker::cli {
+namespace stoker {
 
 using namespace std::chrono_literals;
 
@@ -53,7 +53,7 @@ Result<pid_t> listener_pid(const std::string& path) {
 
 }  // namespace
 
-struct Client::State {
+struct WorkerClient::State {
   const Clock& clock;
   std::string path;
   ZmqContext context;
@@ -68,12 +68,12 @@ std::string worker_socket(const std::string& run_dir) { return endpoint::worker(
 
 bool worker_listens(const std::string& run_dir) { return listener_pid(worker_socket(run_dir)).has_value(); }
 
-Client::Client(std::unique_ptr<State> state) : state_(std::move(state)) {}
-Client::Client(Client&&) noexcept = default;
-Client& Client::operator=(Client&&) noexcept = default;
-Client::~Client() = default;
+WorkerClient::WorkerClient(std::unique_ptr<State> state) : state_(std::move(state)) {}
+WorkerClient::WorkerClient(WorkerClient&&) noexcept = default;
+WorkerClient& WorkerClient::operator=(WorkerClient&&) noexcept = default;
+WorkerClient::~WorkerClient() = default;
 
-Result<Client> Client::connect(const std::string& run_dir, const Clock& clock) {
+Result<WorkerClient> WorkerClient::connect(const std::string& run_dir, const Clock& clock) {
   const std::string path = worker_socket(run_dir);
   auto pid = listener_pid(path);
   if (!pid && pid.error().code == Errc::peer_gone) {
@@ -91,10 +91,10 @@ Result<Client> Client::connect(const std::string& run_dir, const Clock& clock) {
   options.receive_queue = 0;  // unlimited: what we asked for must not be dropped
   options.linger_ms = kLingerMs;
   STOKER_TRY(state->socket, ZmqSocket::connect(state->context, ZmqRole::dealer, path, options));
-  return Client(std::move(state));
+  return WorkerClient(std::move(state));
 }
 
-Result<void> Client::send(const wire::ClientMessage& message) {
+Result<void> WorkerClient::send(const wire::ClientMessage& message) {
   const std::string bytes = encode(message);
   if (bytes.size() > limits::kClientMessageBytes) {
     return fail(Errc::too_large, "the request has " + std::to_string(bytes.size()) + " bytes, at most " +
@@ -106,7 +106,7 @@ Result<void> Client::send(const wire::ClientMessage& message) {
   return fail(Errc::peer_gone, "the worker at " + state_->path + " does not take requests");
 }
 
-Result<std::optional<wire::ServerMessage>> Client::take() {
+Result<std::optional<wire::ServerMessage>> WorkerClient::take() {
   STOKER_TRY(const auto parts, state_->socket->receive());
   if (!parts || parts->empty()) return std::nullopt;
   auto message = decode_server(parts->back());
@@ -117,7 +117,7 @@ Result<std::optional<wire::ServerMessage>> Client::take() {
   return *std::move(message);
 }
 
-Result<std::optional<wire::ServerMessage>> Client::receive(Duration wait_max, int wake_fd) {
+Result<std::optional<wire::ServerMessage>> WorkerClient::receive(Duration wait_max, int wake_fd) {
   STOKER_TRY(auto waiting, take());
   if (waiting) return waiting;
   std::array<PollItem, 3> items{PollItem{&*state_->socket}};
@@ -134,7 +134,7 @@ Result<std::optional<wire::ServerMessage>> Client::receive(Duration wait_max, in
                                    ") ended before it had answered; try again, its log says why");
 }
 
-Result<std::string> Client::status(Duration wait_max) {
+Result<std::string> WorkerClient::status(Duration wait_max) {
   wire::ClientMessage request;
   request.mutable_status();
   STOKER_TRY_VOID(send(request));
@@ -147,4 +147,4 @@ Result<std::string> Client::status(Duration wait_max) {
   return fail(Errc::peer_gone, "the worker at " + state_->path + " does not answer");
 }
 
-}  // namespace stoker::cli
+}  // namespace stoker
