@@ -9,7 +9,7 @@ build_packages=(
   g++ cmake ninja-build pkg-config python3
   libboost1.81-dev libboost-context1.81-dev libspdlog-dev libfmt-dev nlohmann-json3-dev libexpected-dev libcli11-dev
   protobuf-compiler libprotobuf-dev libzmq3-dev cppzmq-dev liburing-dev libxxhash-dev libssl-dev
-  libpcre2-dev libutf8proc-dev libhwy-dev libtomlplusplus-dev libedit-dev libsystemd-dev catch2
+  libpcre2-dev libutf8proc-dev libhwy-dev libtomlplusplus-dev libedit-dev libsystemd-dev prometheus-cpp-dev catch2
 )
 nice_to_have=(ccache)
 test_packages=(clang-14 clang libclang-rt-14-dev clang-tidy clang-format shellcheck python3-venv debootstrap libbenchmark-dev)

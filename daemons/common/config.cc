@@ -26,6 +26,8 @@ const char* program_name(Program program) {
       return "stoker-worker";
     case Program::predictor:
       return "stoker-predictor";
+    case Program::gateway:
+      return "stoker-gateway";
     case Program::all:
       break;
   }

@@ -22,7 +22,7 @@
 namespace stoker {
 
 /// Who reads the configuration: decides which flags exist. Files and environment may hold everything.
-enum class Program : unsigned { loader = 1, worker = 2, predictor = 4, all = 7 };
+enum class Program : unsigned { loader = 1, worker = 2, predictor = 4, gateway = 8, all = 15 };
 
 struct Config {
   // [model]
@@ -73,6 +73,11 @@ struct Config {
   std::string hints = "auto";      ///< auto, on, off
   std::uint32_t hint_width = 16;   ///< reads for hints per token and layer at most
   std::uint32_t hint_horizon = 1;  ///< how many layers ahead the tables look
+
+  // [gateway]
+  std::string listen = "127.0.0.1:8642";  ///< HOST:PORT, or none
+  std::string api_key_file;               ///< its first line is the key; "" = no key
+  std::string model_name;                 ///< what clients see; "" = name of the model directory
 
   // Not settings: facts of the environment that other files need.
   std::string notify_socket;  ///< $NOTIFY_SOCKET, "" if none

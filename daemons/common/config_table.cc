@@ -13,6 +13,7 @@ namespace {
 constexpr unsigned kLoader = static_cast<unsigned>(Program::loader);
 constexpr unsigned kWorker = static_cast<unsigned>(Program::worker);
 constexpr unsigned kPredictor = static_cast<unsigned>(Program::predictor);
+constexpr unsigned kGateway = static_cast<unsigned>(Program::gateway);
 constexpr unsigned kAll = static_cast<unsigned>(Program::all);
 
 const std::array kSettings = {
@@ -136,6 +137,13 @@ const std::array kSettings = {
             {},
             1,
             64},
+    Setting{"gateway.listen", "listen", kGateway, &Config::listen,
+            "HOST:PORT of the HTTP API, or none; the socket api.sock in the run directory is always there"},
+    Setting{"gateway.api_key_file", "api-key-file", kGateway, &Config::api_key_file,
+            "File whose first line is the key that clients must send (default: none; only this machine may "
+            "connect)"},
+    Setting{"gateway.model_name", "model-name", kGateway, &Config::model_name,
+            "The model's name in the API (default: the name of its directory)"},
 };
 
 Result<void> assign_string(std::string& target, const Setting& setting, const std::string& text) {

@@ -17,6 +17,7 @@ inline std::string predictor_report(const std::string& run_directory) {
   return run_directory + "/predictor.json";
 }
 /// flock'ed by the one worker of a run directory.
+inline std::string api(const std::string& run_directory) { return run_directory + "/api.sock"; }
 inline std::string worker_lock(const std::string& run_directory) { return run_directory + "/worker.lock"; }
 
 }  // namespace stoker::endpoint

@@ -1,0 +1,21 @@
+// OpenAI's requests, with the extensions that local servers share (top_k, min_p, repetition_penalty,
+// return_progress). What would change the answer and is not supported is refused by name; fields that do not
+// (user, store, metadata, ...) and unknown ones are not looked at. docs/http.md lists both.
+#pragma once
+
+#include "daemons/gateway/fields.h"
+#include "daemons/gateway/plan.h"
+
+namespace stoker::gateway {
+
+/// POST /v1/chat/completions
+[[nodiscard]] Expected<Plan> chat_plan(const Json& body);
+/// POST /v1/completions. With `suffix` the model fills in the middle.
+[[nodiscard]] Expected<Plan> completion_plan(const Json& body);
+/// POST /tokenize: {"content" or "prompt": text}, or {"messages": [...], "tools": [...]}.
+[[nodiscard]] Expected<Plan> tokenize_plan(const Json& body);
+
+/// The beginning of an answer that makes the model call a function: this one, or ("") any.
+[[nodiscard]] std::string call_prefix(const std::string& function);
+
+}  // namespace stoker::gateway

@@ -1,0 +1,24 @@
+// What an API's request means: for the worker, and for how the answer is read and shown.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "daemons/gateway/answer.h"
+#include "stoker.pb.h"
+
+namespace stoker::gateway {
+
+struct Plan {
+  wire::GenerateRequest request;  ///< without id
+  std::vector<Tool> tools;        ///< whose calls are looked for in the answer
+  bool one_call = false;          ///< stop after the first call
+  bool stream = false;
+  bool usage_chunk = false;      ///< OpenAI's stream_options.include_usage
+  bool progress_chunks = false;  ///< llama.cpp's return_progress
+  bool logprobs = false;
+  std::uint32_t top_logprobs = 0;
+  std::string model;  ///< as the client called it
+};
+
+}  // namespace stoker::gateway
