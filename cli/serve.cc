@@ -26,7 +26,7 @@ constexpr Duration kProbeWait = 200ms;
 struct ServeOptions {
   StackOptions stack;
   std::string run_dir;
-  bool no_restart = false, unlink_on_exit = false;
+  bool no_restart = false, unlink_on_exit = false, no_gateway = false;
 };
 
 /// Says once, to people and to systemd, that the worker answers.
@@ -86,6 +86,7 @@ int serve(ServeOptions options, Context& context) {
                   "config.json");
   }
   options.stack.model_dir = model.string();
+  options.stack.gateway = !options.no_gateway;
   const auto run_dir = make_run_directory(
       {options.run_dir.empty() ? settings->run_dir : options.run_dir, "", settings->group_access});
   if (!run_dir) return report(run_dir.error(), "serve");
@@ -117,7 +118,8 @@ int serve(ServeOptions options, Context& context) {
 
 void add_serve(CLI::App& app, Action& action) {
   auto options = std::make_shared<ServeOptions>();
-  CLI::App* verb = app.add_subcommand("serve", "Run loader, worker and predictor in the foreground");
+  CLI::App* verb =
+      app.add_subcommand("serve", "Run loader, worker, predictor and HTTP API in the foreground");
   verb->add_option("MODEL_DIR", options->stack.model_dir,
                    "Checkpoint directory (default: model.dir of the configuration)");
   verb->add_option("--run-dir", options->run_dir,
@@ -125,6 +127,11 @@ void add_serve(CLI::App& app, Action& action) {
   verb->add_flag("--no-restart", options->no_restart, "Stop everything when one process dies");
   verb->add_flag("--unlink-on-exit", options->unlink_on_exit,
                  "Free the pool at the end instead of keeping it warm");
+  auto* listen = verb->add_option("--listen", options->stack.listen,
+                                  "HOST:PORT of the HTTP API, or none (default: 127.0.0.1:8642)");
+  auto* key = verb->add_option("--api-key-file", options->stack.api_key_file,
+                               "File whose first line is the key that HTTP clients must send");
+  verb->add_flag("--no-gateway", options->no_gateway, "No HTTP API at all")->excludes(listen)->excludes(key);
   add_stack_options(*verb, options->stack);
   verb->callback([options, &action] { action = [options](Context& c) { return serve(*options, c); }; });
 }

@@ -97,6 +97,12 @@ std::vector<ChildSpec> stack_children(const StackOptions& options, const std::st
 
   std::vector<ChildSpec> children{std::move(loader), std::move(worker)};
   if (!options.no_predictor) children.push_back(child("predictor"));
+  if (options.gateway) {
+    ChildSpec gateway = child("gateway");
+    push(gateway.argv, "--listen", options.listen);
+    push(gateway.argv, "--api-key-file", options.api_key_file);
+    children.push_back(std::move(gateway));
+  }
   return children;
 }
 

@@ -1,5 +1,5 @@
-// Options that shape a stack (loader, worker, predictor), shared by run, chat, logits and serve, and the
-// command lines of the daemons they turn into.
+// Options that shape a stack (loader, worker, predictor, gateway), shared by run, chat, logits and serve, and
+// the command lines of the daemons they turn into.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -24,6 +24,9 @@ struct StackOptions {
   std::optional<std::uint32_t> chunk;
   std::optional<std::uint32_t> context;
   std::string warm_manifest;  ///< auto, off, a path; "" = default
+  bool gateway = false;       ///< the HTTP API too; never for a stack of one command
+  std::string listen;         ///< HOST:PORT or none; "" = default
+  std::string api_key_file;
 
   /// Any of them given on the command line: such a run wants a stack of its own.
   [[nodiscard]] bool any() const;

@@ -136,13 +136,13 @@ void read_tool_choice(Fields& fields, Plan& plan, Json& conversation) {
     plan.tools.clear();
     conversation.erase("tools");
   } else if (type == "any" && !plan.tools.empty()) {
-    plan.request.set_answer_prefix(call_prefix(""));
+    begin_with_call(plan, "");
   } else if (type == "tool") {
     const std::string name = member(*choice, "name");
     const auto is_it = [&](const Tool& tool) { return tool.name == name; };
     if (std::none_of(plan.tools.begin(), plan.tools.end(), is_it))
       return fields.problem("tool_choice", "tool_choice names \"" + name + "\", which is not in tools");
-    plan.request.set_answer_prefix(call_prefix(name));
+    begin_with_call(plan, name);
   } else if (type != "auto") {
     fields.problem("tool_choice",
                    "tool_choice.type must be \"auto\", \"any\" (with tools), \"tool\" or \"none\"");
@@ -158,15 +158,13 @@ void read_messages(Fields& fields, Plan& plan) {
     return fields.problem("messages", "messages must be a list with at least one message");
   for (std::size_t i = 0; i < messages->size(); ++i)
     add_message(fields, turns, (*messages)[i], "messages[" + std::to_string(i) + "]");
-  std::string prefix;
   if (!turns.empty() && turns.back()["role"] == "assistant" && !turns.back().contains("tool_calls")) {
-    prefix = turns.back()["content"];
+    plan.request.set_answer_prefix(turns.back()["content"].get<std::string>());
     turns.erase(turns.size() - 1);
   }
   Json conversation = {{"messages", turns}};
   read_tools(fields, plan, conversation);
   read_tool_choice(fields, plan, conversation);
-  if (!prefix.empty()) plan.request.set_answer_prefix(prefix + plan.request.answer_prefix());
   plan.request.set_conversation_json(to_text(conversation));
 }
 

@@ -49,18 +49,22 @@ Result<tcp::endpoint> parse_address(const std::string& text) {
   return tcp::endpoint(address, static_cast<std::uint16_t>(port));
 }
 
-/// Counts the connections of one acceptor's loop.
-struct Open {
-  explicit Open(std::size_t& connections) : count(connections) { ++count; }
+/// Counts a connection while it lives.
+class Open {
+ public:
+  explicit Open(Service& service) : service_(service) { ++service_.connections; }
   Open(const Open&) = delete;
   Open& operator=(const Open&) = delete;
-  ~Open() { --count; }
-  std::size_t& count;
+  ~Open() {
+    if (--service_.connections == 0 && service_.stopping) service_.closed();
+  }
+
+ private:
+  Service& service_;
 };
 
-asio::awaitable<void> serve(asio::generic::stream_protocol::socket socket, Service& service, bool local,
-                            std::size_t& open) {
-  const Open counted(open);
+asio::awaitable<void> serve(asio::generic::stream_protocol::socket socket, Service& service, bool local) {
+  const Open counted(service);
   try {
     co_await run_session(std::move(socket), service, local);
   } catch (const std::exception& e) {  // Asio's and the JSON library's way to say "out of memory"
@@ -69,12 +73,12 @@ asio::awaitable<void> serve(asio::generic::stream_protocol::socket socket, Servi
 }
 
 template <class Acceptor>
-asio::awaitable<void> accept_all(Acceptor& acceptor, Service& service, bool local, std::size_t& open) {
+asio::awaitable<void> accept_all(Acceptor& acceptor, Service& service, bool local) {
   asio::steady_timer pause(acceptor.get_executor());
   error_code error;
   while (acceptor.is_open()) {
     // Nothing is lost: who waits in the kernel's queue is served when another connection has ended.
-    while (error || open >= kConnectionsMax) {
+    while (error || service.connections >= kConnectionsMax) {
       if (error) log_warn("cannot accept a connection: " + error.message());
       error.clear();
       pause.expires_after(100ms);
@@ -85,14 +89,8 @@ asio::awaitable<void> accept_all(Acceptor& acceptor, Service& service, bool loca
     auto socket = co_await acceptor.async_accept(asio::redirect_error(asio::use_awaitable, error));
     if (error == asio::error::operation_aborted) co_return;
     if (error) continue;
-    asio::co_spawn(acceptor.get_executor(), serve(std::move(socket), service, local, open), asio::detached);
+    asio::co_spawn(acceptor.get_executor(), serve(std::move(socket), service, local), asio::detached);
   }
-}
-
-/// Of all acceptors. The gateway has one thread.
-std::size_t& open_connections() {
-  static std::size_t count = 0;
-  return count;
 }
 
 }  // namespace
@@ -149,12 +147,8 @@ Result<HttpServer> HttpServer::listen(asio::io_context& io, const ListenOptions&
 }
 
 void HttpServer::start(Service& service) {
-  if (tcp_)
-    asio::co_spawn(tcp_->get_executor(), accept_all(*tcp_, service, false, open_connections()),
-                   asio::detached);
-  if (local_)
-    asio::co_spawn(local_->get_executor(), accept_all(*local_, service, true, open_connections()),
-                   asio::detached);
+  if (tcp_) asio::co_spawn(tcp_->get_executor(), accept_all(*tcp_, service, false), asio::detached);
+  if (local_) asio::co_spawn(local_->get_executor(), accept_all(*local_, service, true), asio::detached);
 }
 
 void HttpServer::stop() {

@@ -29,6 +29,7 @@ using Stream = beast::basic_stream<asio::generic::stream_protocol>;
 constexpr auto kIdleMax = 75s;   ///< between two requests of a connection, and for a request's head
 constexpr auto kBodyMax = 300s;  ///< for a body: 64 MiB at 2 Mbit/s
 constexpr auto kWriteMax = 60s;  ///< a client that reads nothing for so long is treated as gone
+constexpr auto kLingerMax = 2s;
 constexpr Duration kPingEvery = 5s;
 /// A stream begins after so long even if the worker is too busy to say whether it accepts the request.
 constexpr Duration kBeginAfter = 10s;
@@ -37,6 +38,12 @@ constexpr std::size_t kHeadBytes = 64U << 10;
 constexpr std::size_t kBodyBytes = limits::kClientMessageBytes - (1U << 20);
 /// What a client may send ahead while its answer is written.
 constexpr std::size_t kAheadBytes = 64U << 10;
+
+ApiError too_large() {
+  return {.status = 413,
+          .code = "request_too_large",
+          .message = "the body has more than " + std::to_string(kBodyBytes) + " bytes"};
+}
 
 auto with(error_code& error) { return asio::redirect_error(asio::use_awaitable, error); }
 
@@ -47,12 +54,14 @@ struct Exchange {
         reply(std::move(generation.reply)),
         write_error(generation.write_error),
         answer(plan.tools, plan.one_call, [&service] { return "call_" + service.new_id(); }),
-        box(executor) {}
+        box(executor),
+        first(answer.push(plan.answer_begins)) {}
   Plan plan;
   std::unique_ptr<Reply> reply;
   WriteError write_error;
   Answer answer;
   Mailbox box;
+  std::vector<AnswerEvent> first;  ///< of the answer's beginning that we gave it
   std::string id;
   bool watching = false, client_gone = false;
   bool begun = false;      ///< the stream's head is out
@@ -72,6 +81,7 @@ class Session {
  private:
   using Parser = http::request_parser<http::string_body>;
   asio::awaitable<bool> serve_one();
+  asio::awaitable<void> close();
   asio::awaitable<bool> read_body(Parser& parser);
   asio::awaitable<bool> respond(ApiResponse response);
   asio::awaitable<bool> respond(ApiError error, WriteError write);
@@ -100,8 +110,20 @@ asio::awaitable<void> Session::run() {
   // gcc 12 evaluates a co_await behind && or || in any case: it stands alone, here and below.
   bool more = true;
   while (more && !service_.stopping) more = co_await serve_one();
-  error_code ignored;
-  stream_.socket().shutdown(asio::socket_base::shutdown_both, ignored);
+  co_await close();
+}
+
+/// What the client has not stopped sending is read for a while: closing before it would take the answer away
+/// from a client that has not read it yet (TCP resets such connections).
+asio::awaitable<void> Session::close() {
+  error_code error;
+  stream_.socket().shutdown(asio::socket_base::shutdown_send, error);
+  stream_.expires_after(kLingerMax);
+  while (!error && !service_.stopping) {
+    buffer_.clear();
+    const auto room = buffer_.prepare(kAheadBytes);
+    co_await stream_.async_read_some(room, with(error));
+  }
 }
 
 /// False: the connection is over.
@@ -111,12 +133,15 @@ asio::awaitable<bool> Session::serve_one() {
   parser.header_limit(kHeadBytes);
   parser.body_limit(kBodyBytes);
   stream_.expires_after(kIdleMax);
+  const auto idle = service_.idle.insert(service_.idle.end(), [this] { stream_.cancel(); });
   co_await http::async_read_header(stream_, buffer_, parser, with(error));
+  service_.idle.erase(idle);
   path_ = "other";
   keep_alive_ = false;
   if (error == http::error::end_of_stream || error == beast::error::timeout) co_return false;
   if (error) {
     if (error.category() != make_error_code(http::error::bad_method).category()) co_return false;
+    if (error == http::error::body_limit) co_return co_await respond(too_large(), openai_error);
     const unsigned status = error == http::error::header_limit ? 431 : 400;
     ApiError problem{.status = status, .code = "bad_request", .message = "not HTTP: " + error.message()};
     co_return co_await respond(std::move(problem), openai_error);
@@ -157,10 +182,7 @@ asio::awaitable<bool> Session::read_body(Parser& parser) {
   if (!error) co_return true;
   keep_alive_ = false;
   if (error == http::error::body_limit) {
-    ApiError problem{.status = 413,
-                     .code = "request_too_large",
-                     .message = "the body has more than " + std::to_string(kBodyBytes) + " bytes"};
-    co_await respond(std::move(problem), Routes::error_form(path_));
+    co_await respond(too_large(), Routes::error_form(path_));
   }
   co_return false;
 }
@@ -237,7 +259,7 @@ asio::awaitable<bool> Session::take_messages(Exchange& exchange) {
       const bool sent = co_await begin_stream();
       if (!sent) co_return false;
       exchange.begun = true;
-      text += exchange.reply->begin(message.progress().prompt_total());
+      text += exchange.reply->begin(message.progress().prompt_total()) + shown(exchange, exchange.first);
     }
     text += take_one(exchange, message);
     if (exchange.answer.complete() && !exchange.cancelled) {
@@ -292,7 +314,10 @@ asio::awaitable<void> Session::watch(Exchange& exchange) {
 
 asio::awaitable<void> Session::stop_watching(Exchange& exchange) {
   if (exchange.watching) stream_.cancel();
-  while (exchange.watching) co_await exchange.box.wait(1h);
+  while (exchange.watching) {
+    exchange.box.clear();  // or wait() would not
+    co_await exchange.box.wait(1h);
+  }
 }
 
 asio::awaitable<bool> Session::generate(Generation generation) {
@@ -307,17 +332,21 @@ asio::awaitable<bool> Session::generate(Generation generation) {
 
   bool writable = true;
   while (writable && !exchange.client_gone && !exchange.error && !exchange.done && exchange.body.empty()) {
+    if (service_.stopping) {
+      exchange.error = stopping_error();
+      break;
+    }
     const Duration within = exchange.begun || !exchange.plan.stream ? kPingEvery : kBeginAfter;
     co_await exchange.box.wait(within);
-    if (service_.stopping) exchange.error = stopping_error();
-    if (exchange.client_gone) break;
+    if (exchange.client_gone || service_.stopping) continue;
     const bool news = !exchange.box.empty();
     if (news || !exchange.plan.stream) {
       writable = co_await take_messages(exchange);
     } else if (!exchange.error && !exchange.begun) {
       writable = co_await begin_stream();
       exchange.begun = true;
-      if (writable) writable = co_await send_piece(exchange.reply->begin(0) + exchange.reply->ping());
+      std::string text = exchange.reply->begin(0) + shown(exchange, exchange.first) + exchange.reply->ping();
+      if (writable) writable = co_await send_piece(std::move(text));
     } else if (!exchange.error) {
       writable = co_await send_piece(exchange.reply->ping());
     }

@@ -14,6 +14,7 @@
 #include <boost/asio/generic/stream_protocol.hpp>
 #include <boost/asio/io_context.hpp>
 #include <functional>
+#include <list>
 #include <string>
 
 #include "daemons/gateway/mailbox.h"
@@ -31,7 +32,18 @@ struct Service {
   Mailboxes& mailboxes;
   std::string api_key;  ///< "": none is asked for
   std::function<std::string()> new_id;
-  bool stopping = false;  ///< set once; ring_all() after it
+  bool stopping = false;                  ///< set once, by stop()
+  std::size_t connections = 0;            ///< open
+  std::function<void()> closed;           ///< called when the last connection has ended while stopping
+  std::list<std::function<void()>> idle;  ///< closes a connection that waits for its next request
+
+  /// Connections end as soon as their clients have been told.
+  void stop() {
+    stopping = true;
+    mailboxes.ring_all();
+    for (const auto& close : idle) close();
+    if (connections == 0) closed();
+  }
 };
 
 /// `local`: the socket is one of the file system.

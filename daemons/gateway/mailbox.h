@@ -25,7 +25,7 @@ class Mailbox {
   /// Until there is a message, the bell rang, or `most` has passed.
   boost::asio::awaitable<void> wait(Duration most);
   [[nodiscard]] bool empty() const { return messages_.empty(); }
-  [[nodiscard]] std::size_t size() const { return messages_.size(); }
+  void clear() { messages_.clear(); }
   wire::ServerMessage take() {
     wire::ServerMessage message = std::move(messages_.front());
     messages_.pop_front();

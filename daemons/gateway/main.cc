@@ -24,7 +24,7 @@ namespace {
 
 using namespace std::chrono_literals;
 
-/// For connections to say their last word.
+/// For connections to say their last word; most take no time.
 constexpr auto kStopGrace = 2s;
 
 Result<std::string> read_key(const std::string& path) {
@@ -73,7 +73,9 @@ class Gateway {
                  .link = link_,
                  .mailboxes = mailboxes_,
                  .api_key = std::move(key),
-                 .new_id = [this] { return ids_(); }} {}
+                 .new_id = [this] { return ids_(); },
+                 .closed = {},
+                 .idle = {}} {}
 
   Result<int> run(const Config& config, StopSignals& signals) {
     STOKER_TRY(const std::string run_dir, make_run_directory({config.run_dir, "", config.group_access}));
@@ -88,10 +90,10 @@ class Gateway {
     stop.async_wait(boost::asio::posix::stream_descriptor::wait_read, [&](const auto&) {
       log_info("stopping");
       server.stop();
-      service_.stopping = true;
-      mailboxes_.ring_all();
       grace.expires_after(kStopGrace);
       grace.async_wait([this](const auto&) { io_.stop(); });
+      service_.closed = [&grace] { grace.cancel(); };
+      service_.stop();
     });
     const Notifier notifier(config.notify_socket);
     notifier.ready("serving " + server.where());

@@ -88,7 +88,7 @@ void read_tool_choice(Fields& fields, Plan& plan) {
   if (*choice == "none") return plan.tools.clear();
   if (*choice == "required") {
     if (plan.tools.empty()) return fields.problem("tool_choice", "tool_choice \"required\" needs tools");
-    return plan.request.set_answer_prefix(call_prefix(""));
+    return begin_with_call(plan, "");
   }
   Json name;
   if (choice->is_object() && choice->contains("function") && (*choice)["function"].is_object())
@@ -99,7 +99,7 @@ void read_tool_choice(Fields& fields, Plan& plan) {
                           R"({"type": "function", "function": {"name": ...}})");
   if (!offers(plan, name))
     return fields.problem("tool_choice", "tool_choice names " + to_text(name) + ", which is not in tools");
-  plan.request.set_answer_prefix(call_prefix(name));
+  begin_with_call(plan, name);
 }
 
 /// The messages as chat templates know them: today's "developer" is yesterday's "system".
@@ -168,8 +168,9 @@ Expected<Plan> checked(const Fields& fields, Plan plan) {
 
 }  // namespace
 
-std::string call_prefix(const std::string& function) {
-  return "<tool_call>\n<function=" + (function.empty() ? "" : function + ">\n");
+void begin_with_call(Plan& plan, const std::string& function) {
+  plan.answer_begins = "<tool_call>\n<function=" + (function.empty() ? "" : function + ">\n");
+  plan.request.mutable_answer_prefix()->append(plan.answer_begins);
 }
 
 Expected<Plan> chat_plan(const Json& body) {

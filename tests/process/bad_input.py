@@ -186,8 +186,8 @@ def check_second_loader(rig, good):
         cli_rig.wait_for("the stack", lambda: rig.run("status", "--run-dir", run_dir).code == 0)
         second = rig.run("serve", good, "--run-dir", run_dir)
         check_case("second loader", second, 1, "giving up")
-        # Its loader and its worker both find the place taken; the first to say so ends the stack.
-        expect(re.search(r"another (loader|worker)", second.err), f"nobody says that a stack runs: {second}")
+        # Its loader, worker and gateway all find the place taken; the first to say so ends the stack.
+        expect(re.search(r"another (loader|worker|gateway)", second.err), f"nobody says that a stack runs: {second}")
         check_case("drop while running", rig.run("cache", "drop", "--run-dir", run_dir), 1, "loader")
         expect(rig.run("status", "--run-dir", run_dir).code == 0, "the first stack suffered")
     finally:

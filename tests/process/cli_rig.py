@@ -35,7 +35,8 @@ class Rig:
         self.runtime.mkdir(mode=0o700, exist_ok=True)
         self.env = {k: v for k, v in os.environ.items() if not k.startswith(("STOKER_", "XDG_"))}
         self.env.update(XDG_RUNTIME_DIR=str(self.runtime), XDG_CONFIG_HOME=str(self.work / "config"),
-                        XDG_STATE_HOME=str(self.work / "state"), TERM="dumb")
+                        XDG_STATE_HOME=str(self.work / "state"), TERM="dumb",
+                        STOKER_GATEWAY_LISTEN="none")  # tests run beside each other
         self.env.pop("NOTIFY_SOCKET", None)
 
     def popen(self, *args, stdin=subprocess.DEVNULL, env=None, **kwargs):

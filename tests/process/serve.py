@@ -63,13 +63,13 @@ def used_and_restarted(rig, model):
         reference = ask(rig)["tokens"]
         expect(ask(rig, model)["tokens"] == reference, "MODEL_DIR given: other tokens")
         expect(not list(rig.runtime.glob("stoker-run-*")), "run started a private stack beside the running one")
-        for name in ("predictor", "loader", "worker"):
+        for name in ("gateway", "predictor", "loader", "worker"):
             old = rig.daemon(name)
             os.kill(old, signal.SIGKILL)
             wait_for(f"another {name}", lambda: rig.daemon(name) not in (None, old))
             wait_for("an answer", lambda: rig.run("status").code == 0)
             expect(ask(rig)["tokens"] == reference, f"other tokens after the {name}'s death")
-        expect(all(serve.says(f"{name} was killed by signal 9") for name in ("predictor", "loader", "worker")),
+        expect(all(serve.says(f"{name} was killed by signal 9") for name in ("gateway", "predictor", "loader", "worker")),
                "not every death is reported: " + "\n".join(serve.lines))
         expect(before - set(rig.processes()), "nothing was restarted")
     finally:

@@ -24,7 +24,7 @@ def serving(bin_dir, model_dir):
     binary = f"{bin_dir}/stoker"
     with tempfile.TemporaryDirectory(prefix="stoker-demo.") as run_dir:
         log = open(f"{run_dir}/serve.log", "w+")
-        stack = subprocess.Popen([binary, "serve", model_dir, "--run-dir", run_dir], stdout=log, stderr=log)
+        stack = subprocess.Popen([binary, "serve", model_dir, "--run-dir", run_dir, "--no-gateway"], stdout=log, stderr=log)
         try:
             while subprocess.run([binary, "status", "--run-dir", run_dir], capture_output=True).returncode != 0:
                 if stack.poll() is not None:
