@@ -175,6 +175,7 @@ Expected<Plan> messages_plan(const Json& body) {
   Plan plan;
   plan.model = fields.string("model").value_or("");
   plan.stream = fields.flag("stream", false);
+  plan.call_id_prefix = "toolu_";
   const auto most = fields.integer("max_tokens", 1, UINT32_MAX);
   if (!most) fields.problem("max_tokens", "max_tokens is missing");
   plan.request.set_max_tokens(

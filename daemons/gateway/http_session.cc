@@ -53,7 +53,8 @@ struct Exchange {
       : plan(std::move(generation.plan)),
         reply(std::move(generation.reply)),
         write_error(generation.write_error),
-        answer(plan.tools, plan.one_call, [&service] { return "call_" + service.new_id(); }),
+        answer(plan.tools, plan.one_call,
+               [this, &service] { return plan.call_id_prefix + service.new_id(); }),
         box(executor),
         first(answer.push(plan.answer_begins)) {}
   Plan plan;

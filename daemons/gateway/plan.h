@@ -20,6 +20,7 @@ struct Plan {
   bool logprobs = false;
   std::uint32_t top_logprobs = 0;
   std::string model;  ///< as the client called it
+  const char* call_id_prefix = "call_";
 };
 
 }  // namespace stoker::gateway
