@@ -11,6 +11,7 @@
 #include <boost/asio/use_awaitable.hpp>
 #include <charconv>
 #include <exception>
+#include <type_traits>
 
 #include "daemons/common/limits.h"
 #include "daemons/common/log.h"
@@ -89,6 +90,8 @@ asio::awaitable<void> accept_all(Acceptor& acceptor, Service& service, bool loca
     auto socket = co_await acceptor.async_accept(asio::redirect_error(asio::use_awaitable, error));
     if (error == asio::error::operation_aborted) co_return;
     if (error) continue;
+    // A token is a small packet, and is not to wait for the receipt of the one before it.
+    if constexpr (std::is_same_v<Acceptor, tcp::acceptor>) socket.set_option(tcp::no_delay(true), error);
     asio::co_spawn(acceptor.get_executor(), serve(std::move(socket), service, local), asio::detached);
   }
 }
