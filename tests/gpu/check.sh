@@ -148,17 +148,25 @@ begin_model() {
   nice timeout -k 10 200 ./stoker synth --out "$model" --preset "$preset" --force > "$out/.synth" 2>&1 < /dev/null &
   synth=$!
 }
-have_model() {
-  [ ! -e "$model.done" ] || return 0
-  ((synth != 0)) || return 1
-  local began=$SECONDS rc
+model_ended() {
+  local rc
   wait "$synth"
   rc=$?
   synth=0
   tail -n 5 "$out/.synth" | tee -a "$log"
   rm -f "$out/.synth"
-  say "== model: exit code $rc, waited $((SECONDS - began)) s for it"
   ((rc == 0)) && touch "$model.done"
+}
+have_model() {
+  local began=$SECONDS
+  [ ! -e "$model.done" ] || return 0
+  ((synth != 0)) || return 1
+  while kill -0 "$synth" 2> /dev/null; do
+    ((SECONDS < given - 50)) || return 1
+    sleep 0.2
+  done
+  say "== waited $((SECONDS - began)) s for the model"
+  model_ended
 }
 
 # decode NAME LIMIT SLOTS WARM-UP [OPTION...]: one repetition; --warm-up 1024 fills a pool that holds everything.
@@ -195,7 +203,7 @@ python_reference() {
   for module in fla causal_conv1d; do
     has_module "$module" || say "without $module: transformers takes its slow path for the linear attention"
   done
-  part python-reference 120 python3 python_reference.py "$model" --warm 96 --tokens 32 --repeats 2
+  part python-reference 120 python3 python_reference.py "$model" --warm 64 --tokens 24 --repeats 2
 }
 
 # In a folder of its own that is kept until the logs of its processes were looked at.
@@ -223,11 +231,11 @@ run() {
       part "$1" 50 ./device_bench "${small[@]}"
       ;;
     memcheck | racecheck) sanitizer "$1" ;;
-    decode-vram) decode "$1" 90 6144 1024 ;;
+    decode-vram) decode "$1" 110 6144 1024 ;;
     decode-pool-third) decode "$1" 60 2048 96 --vram 8GiB ;;
     # Is --copy-ahead worth it? On by default only if this is faster.
     decode-pool-third-ahead) STOKER_WORKER_COPY_AHEAD=true decode "$1" 60 2048 96 --vram 8GiB ;;
-    decode-pool-all) decode "$1" 90 6144 1024 --vram 8GiB ;;
+    decode-pool-all) decode "$1" 110 6144 1024 --vram 8GiB ;;
     python-reference) python_reference ;;
   esac
 }
@@ -250,7 +258,7 @@ use_memory
 for name in "${parts[@]}"; do run "$name"; done
 if ((synth != 0)); then
   kill "$synth" 2> /dev/null
-  have_model
+  model_ended
 fi
 say "== $SECONDS s of $given:"
 for line in "${results[@]}"; do say "   $line"; done
