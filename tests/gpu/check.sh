@@ -95,10 +95,13 @@ why_no_device() {
     grep -v -e hwcaps -e /tls/ -e /x86_64/ | head -n 12
 }
 
-# Wherever an image keeps the driver: the wrappers look in the usual places themselves.
+# Wherever an image keeps the driver. Not the toolkit's own libcuda.so.1: it fails beside a driver that is as new.
 find_driver() {
   local found
-  found=$(ldconfig -p 2> /dev/null | awk '$1 == "libcuda.so.1" && /x86-64/ { print $NF; exit }')
+  found=$({
+    ldconfig -p | awk '$1 == "libcuda.so.1" && /x86-64/ { print $NF }'
+    ls /usr/local/nvidia/lib64/libcuda.so.1 /usr/local/nvidia/lib/libcuda.so.1
+  } 2> /dev/null | grep -v -e /compat/ -e /stubs/ | head -n 1)
   [ -n "$found" ] || found=$(timeout 15 find /usr /opt /run -name libcuda.so.1 2> /dev/null |
     grep -v -e /compat/ -e /stubs/ -e /i386 | head -n 1)
   [ -z "$found" ] || export STOKER_DRIVER_PATH=${found%/*}
@@ -220,9 +223,7 @@ run() {
   case $1 in
     kernel-tests) part "$1" 60 ./cuda_kernels_test -d yes ;;
     goldens) part "$1" 70 ./golden_cuda_test -d yes ;;
-    worker)
-      worker "$1"
-      ;;
+    worker) worker "$1" ;;
     device-bench)
       # Nothing is written beside what is timed.
       ((synth == 0)) || have_model
