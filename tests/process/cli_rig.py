@@ -33,7 +33,9 @@ class Rig:
         self.bin, self.work = pathlib.Path(bin_dir).resolve(), pathlib.Path(work)
         self.runtime = self.work / "runtime"
         self.runtime.mkdir(mode=0o700, exist_ok=True)
-        self.env = {k: v for k, v in os.environ.items() if not k.startswith(("STOKER_", "XDG_"))}
+        # The path of the driver is no setting of Stoker's: tests/gpu/bundle.sh.
+        self.env = {k: v for k, v in os.environ.items()
+                    if k == "STOKER_DRIVER_PATH" or not k.startswith(("STOKER_", "XDG_"))}
         self.env.update(XDG_RUNTIME_DIR=str(self.runtime), XDG_CONFIG_HOME=str(self.work / "config"),
                         XDG_STATE_HOME=str(self.work / "state"), TERM="dumb",
                         STOKER_GATEWAY_LISTEN="none")  # tests run beside each other

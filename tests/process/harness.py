@@ -144,6 +144,7 @@ def main(test, argv=None):
     parser.add_argument("--keep", action="store_true", help="keep the temporary directory")
     args = parser.parse_args(argv)
     print(f"seed {args.seed}", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # not without stopping the processes
     work = pathlib.Path(tempfile.mkdtemp(prefix="stoker-test-"))
     try:
         test(args, work)
