@@ -133,6 +133,7 @@ Result<void> check_directory(const std::string& directory) {
     const int error = errno;
     if (error == ENOENT || error == ENOTDIR)
       return fail(Errc::missing, "checkpoint directory " + directory + " does not exist");
+    if (error == EACCES) return access_denied(directory, error);
     return fail(Errc::io, "cannot open checkpoint directory " + directory, error);
   }
   if (!S_ISDIR(info.st_mode))

@@ -1,12 +1,42 @@
 #include "checkpoint/file_bytes.h"
 
 #include <fcntl.h>
+#include <pwd.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 
 namespace stoker {
+namespace {
+
+std::string user_name() {
+  std::array<char, 4096> buffer{};
+  passwd entry{};
+  passwd* found = nullptr;
+  if (::getpwuid_r(::geteuid(), &entry, buffer.data(), buffer.size(), &found) == 0 && found != nullptr)
+    return entry.pw_name;
+  return std::to_string(::geteuid());
+}
+
+}  // namespace
+
+tl::unexpected<Error> access_denied(const std::string& path, int error) {
+  const std::string user = user_name();
+  const std::string what =
+      "cannot open " + path + ": " + std::strerror(error) + ": user " + user + " may not ";
+  for (std::size_t slash = path.find('/', 1); slash != std::string::npos; slash = path.find('/', slash + 1)) {
+    const std::string directory = path.substr(0, slash);
+    if (::access(directory.c_str(), X_OK) == 0) continue;
+    return fail(Errc::missing, what + "enter " + directory +
+                                   ". Move the model to where it may, for example /srv or "
+                                   "/var/lib/stoker/models, or let it in: sudo chmod o+x " +
+                                   directory + " (or, if only this user: sudo setfacl -m u:" + user + ":x " +
+                                   directory + ")");
+  }
+  return fail(Errc::missing, what + "read it, or what it links to: sudo chmod o+r " + path);
+}
 
 Result<OpenedFile> open_regular(const std::string& path) {
   OpenedFile file;
@@ -15,8 +45,7 @@ Result<OpenedFile> open_regular(const std::string& path) {
   if (!file.fd.valid()) {
     const int error = errno;
     if (error == ENOENT) return fail(Errc::missing, path + " does not exist");
-    if (error == EACCES || error == EPERM)
-      return fail(Errc::io, "cannot open " + path + " (make it readable for this user)", error);
+    if (error == EACCES || error == EPERM) return access_denied(path, error);
     return fail(Errc::io, "cannot open " + path, error);
   }
   struct stat info {};

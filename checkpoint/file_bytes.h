@@ -17,6 +17,10 @@ struct OpenedFile {
   std::int64_t mtime_ns = 0;
 };
 
+/// What to say when `error` (EACCES, EPERM) keeps this user from reading `path`: which directory or file is
+/// closed, and what to do. Services run under a user of their own, and homes are usually closed to it.
+tl::unexpected<Error> access_denied(const std::string& path, int error);
+
 /// Opens a regular file (symlinks are followed) read-only. Errc::missing when it does not exist.
 Result<OpenedFile> open_regular(const std::string& path);
 

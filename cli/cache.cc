@@ -1,4 +1,8 @@
 // `stoker cache drop`: gives back the memory that a stopped stack keeps warm.
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -27,6 +31,21 @@ std::uint64_t shared_bytes(const std::string& prefix) {
   return bytes;
 }
 
+/// A pool is its owner's. Root acts as the owner of the run directory, so that it finds what a service left
+/// and leaves no lock that the service cannot open.
+Result<void> act_as_owner(const std::string& run_dir) {
+  struct stat info {};
+  if (::stat(run_dir.c_str(), &info) != 0 || info.st_uid == ::geteuid()) return {};
+  const std::string owner = "user " + std::to_string(info.st_uid) + ", who keeps " + run_dir;
+  if (::geteuid() == 0) {
+    if (::setegid(info.st_gid) == 0 && ::seteuid(info.st_uid) == 0) return {};
+    return fail(Errc::io, "cannot act as " + owner, errno);
+  }
+  if (shared_bytes(pool_name(run_dir)) > 0) return {};
+  return fail(Errc::io,
+              "this belongs to " + owner + "; only that user and root can free it (sudo stoker cache drop)");
+}
+
 int drop(const CacheOptions& options, Context& context) {
   const auto settings = load_settings();
   if (!settings) return report(settings.error(), "configuration");
@@ -34,6 +53,7 @@ int drop(const CacheOptions& options, Context& context) {
   std::error_code error;
   const auto canonical = std::filesystem::canonical(run_dir, error);
   if (!error) run_dir = canonical.string();
+  if (const auto owner = act_as_owner(run_dir); !owner) return report(owner.error(), "cache drop");
   // Nobody can start a loader here while we hold its lock. Without the directory there is no loader either.
   std::optional<LoaderLock> lock;
   if (!error) {

@@ -162,7 +162,8 @@ void check_services(Checks& checks, const Config& settings, const Clock& clock) 
   if (!fs::is_directory(run_dir, error)) {
     checks.push_back({Level::ok, "Services", "run directory", run_dir.string() + " (not made yet)", ""});
   } else {
-    const bool ours = ::access(run_dir.c_str(), R_OK | W_OK | X_OK) == 0;
+    // A client needs no more; who starts a stack in a directory that is closed to them is told so then.
+    const bool ours = ::access(run_dir.c_str(), R_OK | X_OK) == 0;
     checks.push_back(
         {ours ? Level::ok : Level::warn, "Services", "run directory", run_dir.string(),
          ours ? "" : "join the group of the service, or set run.dir to a directory of your own"});

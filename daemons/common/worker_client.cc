@@ -77,6 +77,10 @@ Result<WorkerClient> WorkerClient::connect(const std::string& run_dir, const Clo
   const std::string path = worker_socket(run_dir);
   auto pid = listener_pid(path);
   if (!pid && pid.error().code == Errc::peer_gone) {
+    if (pid.error().os_errno == EACCES)
+      return fail(Errc::peer_gone, pid.error().text() +
+                                       ". Join the group of its service (sudo usermod -aG stoker USER, then "
+                                       "log in again), or name another run directory with --run-dir");
     return fail(Errc::peer_gone, pid.error().text() +
                                      ". Start a stack with `stoker serve MODEL_DIR`, or name the "
                                      "run directory of a running one with --run-dir");

@@ -91,7 +91,7 @@ TEST_CASE("missing files are named", "[checkpoint]") {
   CHECK_FAILS(model.open(), Errc::missing, "neither");
 }
 
-TEST_CASE("an unreadable shard says so", "[checkpoint]") {
+TEST_CASE("what this user may not read is named, with the remedy", "[checkpoint]") {
   if (::geteuid() == 0) {
     WARN("skipped: root reads everything");
     return;
@@ -99,7 +99,11 @@ TEST_CASE("an unreadable shard says so", "[checkpoint]") {
   const Model model;
   const std::string shard = shard_of(model.at, "model.norm.weight");
   std::filesystem::permissions(shard, std::filesystem::perms::none);
-  CHECK_FAILS(model.open(), Errc::io, "make it readable");
+  CHECK_FAILS(model.open(), Errc::missing, "chmod o+r " + shard);
+  std::filesystem::permissions(model.at, std::filesystem::perms::none);
+  CHECK_FAILS(model.open(), Errc::missing, "chmod o+x " + model.at);
+  CHECK_FAILS(Checkpoint::open(model.at + "/deeper"), Errc::missing, "chmod o+x " + model.at);
+  std::filesystem::permissions(model.at, std::filesystem::perms::owner_all);
 }
 
 TEST_CASE("a truncated shard states both sizes", "[checkpoint]") {
