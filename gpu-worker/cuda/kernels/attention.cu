@@ -17,6 +17,10 @@ constexpr unsigned kBlockKeys = kScoreThreads / 16 * kKeysPerHalfWarp;  ///< key
 constexpr unsigned kParts = kPagePositions / kBlockKeys;                ///< of a page
 constexpr unsigned kValueThreads = 128;
 constexpr unsigned kFinishThreads = 256;
+// Blocks of them that must fit into a multiprocessor. Left alone nvcc takes few registers for sm_80 and sm_90,
+// and reads arrive four at a time instead of sixteen.
+constexpr unsigned kValueBlocks = 4;
+constexpr unsigned kFinishBlocks = 2;
 static_assert(kPagePositions % kBlockKeys == 0 && kBlockKeys == 64, "score_keys has two keys per lane");
 
 /// The keys (which 0) or values (which 1) of one kv head in a page.
@@ -169,7 +173,7 @@ struct alignas(kHeads < 4 ? 4 * kHeads : 16) Weights {
 /// e = exp(score - maximum) of one page, their sum, and the sum of e times value for kValueThreads
 /// dimensions.
 template <unsigned kHeads>
-__global__ void __launch_bounds__(kValueThreads)
+__global__ void __launch_bounds__(kValueThreads, kValueBlocks)
     weigh_values(Attention a, Workspace work, unsigned first_row) {
   STOKER_SHARED(Weights<kHeads>, weights, [kPagePositions]);
   STOKER_SHARED(float, maxima, [kHeads]);
@@ -221,7 +225,7 @@ __global__ void __launch_bounds__(kValueThreads)
 }
 
 /// A block per head and row: sums over the pages in order, quotient and gate.
-__global__ void __launch_bounds__(kFinishThreads)
+__global__ void __launch_bounds__(kFinishThreads, kFinishBlocks)
     finish_rows(Attention a, Workspace work, unsigned first_row) {
   const unsigned row = first_row + blockIdx.y;
   const std::size_t slot = std::size_t{blockIdx.y} * a.heads + blockIdx.x;
