@@ -175,8 +175,9 @@ __device__ __forceinline__ float delta_column(float* s, unsigned stride, unsigne
 }
 
 /// A block per segment and value head, a thread per column of its state, a round per `most` tokens.
-/// kKeys: dk, when the state fits into registers, else 0.
-template <unsigned kKeys>
+/// kKeys: dk, when the state fits into registers, else 0. kColumns: dv, when it is the usual one, else 0:
+/// constant distances, and no test, in the reads and writes of the state, which are most of a decode step.
+template <unsigned kKeys, unsigned kColumns>
 __global__ void __launch_bounds__(kKeys > 0 ? 256 : 1024, 1) delta_rule(DeltaRule a, unsigned most) {
   STOKER_DYNAMIC_SHARED(float, memory);
   const DeltaShared shared(memory, most, a.dk, a.dv);
@@ -184,12 +185,13 @@ __global__ void __launch_bounds__(kKeys > 0 ? 256 : 1024, 1) delta_rule(DeltaRul
   if (segment.rows == 0) return;
   const unsigned head = blockIdx.x;
   const unsigned column = threadIdx.x;
-  const bool alive = column < a.dv;
+  const unsigned dv = kColumns > 0 ? kColumns : a.dv;
+  const bool alive = kColumns > 0 || column < dv;
   float* state = segment.recurrent + (std::size_t{a.layer} * a.value_heads + head) * a.dk * a.dv + column;
   float s[kKeys > 0 ? kKeys : 4];
   if constexpr (kKeys > 0) {
     STOKER_UNROLL
-    for (unsigned i = 0; i < kKeys; ++i) s[i] = alive ? state[std::size_t{i} * a.dv] : 0.0F;
+    for (unsigned i = 0; i < kKeys; ++i) s[i] = alive ? state[std::size_t{i} * dv] : 0.0F;
   }
   for (unsigned first = 0; first < segment.rows; first += most) {
     const unsigned tokens = min(most, segment.rows - first);
@@ -215,7 +217,7 @@ __global__ void __launch_bounds__(kKeys > 0 ? 256 : 1024, 1) delta_rule(DeltaRul
   if constexpr (kKeys > 0) {
     STOKER_UNROLL
     for (unsigned i = 0; i < kKeys; ++i) {
-      if (alive) state[std::size_t{i} * a.dv] = s[i];
+      if (alive) state[std::size_t{i} * dv] = s[i];
     }
   }
 }
@@ -242,9 +244,11 @@ Status launch_delta_rule(const DeltaRule& a, Stream* s) {
   const std::size_t bytes = delta_shared_bytes(tokens, a.dk, a.dv);
   const dim3 grid(a.value_heads, a.step.segment_count);
   const unsigned threads = (a.dv + 31) / 32 * 32;
+  if (a.dk == 128 && a.dv == 128)
+    return STOKER_LAUNCH((delta_rule<128, 128>), grid, threads, bytes, s, a, tokens);
   if (a.dk == 128 && threads <= 256)
-    return STOKER_LAUNCH(delta_rule<128>, grid, threads, bytes, s, a, tokens);
-  return STOKER_LAUNCH(delta_rule<0>, grid, threads, bytes, s, a, tokens);
+    return STOKER_LAUNCH((delta_rule<128, 0>), grid, threads, bytes, s, a, tokens);
+  return STOKER_LAUNCH((delta_rule<0, 0>), grid, threads, bytes, s, a, tokens);
 }
 
 }  // namespace stoker::device
