@@ -180,18 +180,20 @@ __device__ __forceinline__ float delta_column(float* s, unsigned stride, unsigne
 template <unsigned kKeys, unsigned kColumns>
 __global__ void __launch_bounds__(kKeys > 0 ? 256 : 1024, 1) delta_rule(DeltaRule a, unsigned most) {
   STOKER_DYNAMIC_SHARED(float, memory);
+  // From here on they are constants.
+  if constexpr (kKeys > 0) a.dk = kKeys;
+  if constexpr (kColumns > 0) a.dv = kColumns;
   const DeltaShared shared(memory, most, a.dk, a.dv);
   const Segment segment = a.step.segments[blockIdx.y];
   if (segment.rows == 0) return;
   const unsigned head = blockIdx.x;
   const unsigned column = threadIdx.x;
-  const unsigned dv = kColumns > 0 ? kColumns : a.dv;
-  const bool alive = kColumns > 0 || column < dv;
+  const bool alive = kColumns > 0 || column < a.dv;
   float* state = segment.recurrent + (std::size_t{a.layer} * a.value_heads + head) * a.dk * a.dv + column;
   float s[kKeys > 0 ? kKeys : 4];
   if constexpr (kKeys > 0) {
     STOKER_UNROLL
-    for (unsigned i = 0; i < kKeys; ++i) s[i] = alive ? state[std::size_t{i} * dv] : 0.0F;
+    for (unsigned i = 0; i < kKeys; ++i) s[i] = alive ? state[std::size_t{i} * a.dv] : 0.0F;
   }
   for (unsigned first = 0; first < segment.rows; first += most) {
     const unsigned tokens = min(most, segment.rows - first);
@@ -217,7 +219,7 @@ __global__ void __launch_bounds__(kKeys > 0 ? 256 : 1024, 1) delta_rule(DeltaRul
   if constexpr (kKeys > 0) {
     STOKER_UNROLL
     for (unsigned i = 0; i < kKeys; ++i) {
-      if (alive) state[std::size_t{i} * dv] = s[i];
+      if (alive) state[std::size_t{i} * a.dv] = s[i];
     }
   }
 }

@@ -66,8 +66,10 @@ __device__ __forceinline__ void for_lane_sums(float (&acc)[kCount], const Body& 
 __device__ __forceinline__ float dot(const float* a, const float* b, unsigned n) {
   float acc = 0.0F;
   const unsigned whole = n / 16 * 16;
-  unsigned k = lane16();
-  for (; k < whole; k += 16) acc = fmaf(a[k], b[k], acc);
+  // Counts what all lanes have in common: so nvcc sees how often it goes round when n is a constant.
+  for (unsigned base = 0; base < whole; base += 16)
+    acc = fmaf(a[base + lane16()], b[base + lane16()], acc);
+  const unsigned k = whole + lane16();
   if (whole < n) acc = fmaf(k < n ? a[k] : 0.0F, k < n ? b[k] : 0.0F, acc);
   return lane_sum(acc);
 }
