@@ -240,7 +240,7 @@ class CudaModel final : public Model {
   // Workspace in device memory, [row][...].
   DeviceArray<float> h_, proj_, side_, conv_, core_, router_, ahead_, gate_, expert_out_, shared_gate_,
       shared_up_, shared_out_, shared_sigma_, attention_, normed_, logits_device_;
-  DeviceArray<std::uint32_t> ids_, ahead_ids_, flags_, pairs_device_, from_device_;
+  DeviceArray<std::uint32_t> ids_, ahead_ids_, flags_, normed_flags_, pairs_device_, from_device_;
   DeviceArray<float> topk_, ahead_scores_;
   DeviceArray<device::Expert> experts_device_;
 

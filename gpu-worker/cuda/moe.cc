@@ -307,7 +307,9 @@ Result<void> CudaModel::combine(std::uint32_t rows) {
                                                     .hidden = config_.hidden_size},
                                                    compute_.get()));
   return device_result(
-      api_.to_host(flags_up_.data(), flags_.data(), rows * sizeof(std::uint32_t), compute_.get()),
+      api_.to_host(flags_up_.data(), flags_.data(),
+                   std::size_t{rows} * device::combine_slots(config_.hidden_size) * sizeof(std::uint32_t),
+                   compute_.get()),
       "reading flags");
 }
 

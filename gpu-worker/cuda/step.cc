@@ -3,6 +3,8 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <functional>
+#include <numeric>
 
 #include "gpu-worker/cpu/rope.h"
 #include "gpu-worker/cuda/model.h"
@@ -318,9 +320,12 @@ Result<void> CudaModel::router(std::size_t layer, std::uint32_t rows, bool decod
 /// What combine() of `layer` found; its choice is still the current one.
 void CudaModel::take_flags(Step& step, std::size_t layer) {
   const std::uint32_t k = config_.experts_per_token;
+  const std::uint32_t slots = device::combine_slots(config_.hidden_size);
   for (std::uint32_t r = 0; r < step.rows.size(); ++r) {
-    if (flags_up_[r] == 0 || !step.row_alive(r)) continue;
-    const auto rank = static_cast<std::uint32_t>(std::countr_zero(flags_up_[r]));
+    const std::uint32_t* found = flags_up_.data() + std::size_t{r} * slots;
+    const std::uint32_t flags = std::accumulate(found, found + slots, 0U, std::bit_or<>());
+    if (flags == 0 || !step.row_alive(r)) continue;
+    const auto rank = static_cast<std::uint32_t>(std::countr_zero(flags));
     if (rank < k) {
       uses_.not_finite(step, layer, r * k + rank);
     } else {
@@ -357,14 +362,13 @@ Result<std::uint32_t> CudaModel::try_logits(Step& step, bool first) {
     const std::uint32_t count = std::min(kLogitRows, wanted - at);
     STOKER_TRY_VOID(norm(tables_at(down_device_.data()).x, weights_.final_norm, normed_.data(), count,
                          from_device_.data() + at));
-    STOKER_DEVICE("checking the final norm", api_.not_finite({.x = normed_.data(),
-                                                              .flags = flags_.data() + options_.step_tokens,
-                                                              .rows = count,
-                                                              .n = config_.hidden_size},
-                                                             compute_.get()));
-    STOKER_DEVICE("reading flags",
-                  api_.to_host(logit_flags_.data() + at, flags_.data() + options_.step_tokens,
-                               count * sizeof(std::uint32_t), compute_.get()));
+    STOKER_DEVICE(
+        "checking the final norm",
+        api_.not_finite(
+            {.x = normed_.data(), .flags = normed_flags_.data(), .rows = count, .n = config_.hidden_size},
+            compute_.get()));
+    STOKER_DEVICE("reading flags", api_.to_host(logit_flags_.data() + at, normed_flags_.data(),
+                                                count * sizeof(std::uint32_t), compute_.get()));
     STOKER_TRY_VOID(matmul(weights_.lm_head, normed_.data(), config_.hidden_size, logits_device_.data(),
                            config_.vocab_size, count));
     STOKER_DEVICE("reading logits", api_.to_host(out + at * vocab, logits_device_.data(),

@@ -7,7 +7,8 @@ namespace stoker::device {
 namespace {
 
 constexpr unsigned kTopThreads = 128;
-constexpr unsigned kCombineThreads = 512;
+constexpr unsigned kCombineThreads = kCombineColumns + 32;  ///< the last warp has the shared expert's gate
+constexpr unsigned kCombineBlocks = 4;  ///< of a multiprocessor at once: bounds the registers
 
 /// Softmax of one row in place; its bits are left in shared memory too, for the choice.
 __device__ __forceinline__ void softmax_row(float* p, unsigned n, unsigned* bits) {
@@ -86,35 +87,50 @@ __global__ void __launch_bounds__(kTopThreads) top_k(TopK a) {
   for (unsigned rank = 0; rank < a.k; ++rank) weights[rank] /= sum;
 }
 
-/// A block per row, a thread per column, so that ranks are summed in their order.
-__global__ void __launch_bounds__(kCombineThreads) combine(Combine a) {
+/// One column of the outputs of a row's experts, summed in the order of their ranks. Which are not finite
+/// goes to `bad`, as Combine::not_finite has it.
+template <unsigned kRanks>
+__device__ __forceinline__ float sum_of_ranks(const Combine& a, unsigned row, unsigned column,
+                                              unsigned& bad) {
+  const unsigned ranks = kRanks > 0 ? kRanks : a.k;
+  const float* out = a.out + std::size_t{row} * ranks * a.hidden + column;
+  const float* weights = a.weights + std::size_t{row} * ranks;
+  float y = 0.0F;
+  STOKER_UNROLL_BY(kRanks > 0 ? kRanks : 4)
+  for (unsigned rank = 0; rank < ranks; ++rank, out += a.hidden) {
+    const float value = __ldg(out);
+    if (is_not_finite(value)) bad |= 1U << min(rank, 31U);
+    y = fmaf(__ldg(weights + rank), value, y);
+  }
+  return y;
+}
+
+/// A block per row and kCombineColumns columns.
+template <unsigned kRanks>
+__global__ void __launch_bounds__(kCombineThreads, kCombineBlocks) combine(Combine a) {
   STOKER_SHARED(unsigned, found, [1]);
   STOKER_SHARED(float, sigma, [1]);
   const unsigned row = blockIdx.x;
-  if (threadIdx.x == 0) {
-    found[0] = 0;
-    // Double precision is slow on most cards: once per row.
-    sigma[0] = a.shared != nullptr ? sigmoid_exact(a.shared_gate[row]) : 0.0F;
-  }
-  __syncthreads();
-  const float* out = a.out + std::size_t{row} * a.k * a.hidden;
-  const float* weights = a.weights + std::size_t{row} * a.k;
+  const unsigned column = blockIdx.y * kCombineColumns + threadIdx.x;
+  const bool mine = threadIdx.x < kCombineColumns && column < a.hidden;
+  const std::size_t at = std::size_t{row} * a.hidden + column;
+  // Everything that is read is asked for before anything is computed.
+  const float x = mine ? a.x[at] : 0.0F;
+  const float shared = mine && a.shared != nullptr ? __ldg(a.shared + at) : 0.0F;
   unsigned bad = 0;
-  for (unsigned c = threadIdx.x; c < a.hidden; c += kCombineThreads) {
-    float y = 0.0F;
-    STOKER_UNROLL_BY(4)
-    for (unsigned rank = 0; rank < a.k; ++rank) {
-      const float value = __ldg(out + std::size_t{rank} * a.hidden + c);
-      if (is_not_finite(value)) bad |= 1U << min(rank, 31U);
-      y = fmaf(weights[rank], value, y);
-    }
-    const std::size_t at = std::size_t{row} * a.hidden + c;
-    if (a.shared != nullptr) y = fmaf(sigma[0], a.shared[at], y);
-    a.x[at] = a.x[at] + y;
+  float y = 0.0F;
+  if (mine) {
+    y = sum_of_ranks<kRanks>(a, row, column, bad);
+  } else if (threadIdx.x == kCombineColumns) {
+    found[0] = 0;
+    // Double precision is slow on most cards: once per block, beside the others.
+    if (a.shared != nullptr) sigma[0] = sigmoid_exact(a.shared_gate[row]);
   }
-  if (bad != 0) atomicOr(&found[0], bad);
   __syncthreads();
-  if (threadIdx.x == 0) a.not_finite[row] = found[0];
+  if (bad != 0) atomicOr(&found[0], bad);
+  if (mine) a.x[at] = x + (a.shared != nullptr ? fmaf(sigma[0], shared, y) : y);
+  __syncthreads();
+  if (threadIdx.x == 0) a.not_finite[std::size_t{row} * gridDim.y + blockIdx.y] = found[0];
 }
 
 }  // namespace
@@ -129,8 +145,11 @@ Status launch_top_k(const TopK& a, Stream* s) {
 }
 
 Status launch_combine(const Combine& a, Stream* s) {
-  if (a.rows == 0) return nullptr;
-  return STOKER_LAUNCH(combine, a.rows, kCombineThreads, 0, s, a);
+  if (a.rows == 0 || a.hidden == 0) return nullptr;
+  const dim3 grid(a.rows, combine_slots(a.hidden));
+  if (a.k == 8) return STOKER_LAUNCH(combine<8>, grid, kCombineThreads, 0, s, a);
+  if (a.k == 10) return STOKER_LAUNCH(combine<10>, grid, kCombineThreads, 0, s, a);
+  return STOKER_LAUNCH(combine<0>, grid, kCombineThreads, 0, s, a);
 }
 
 }  // namespace stoker::device

@@ -295,7 +295,7 @@ TEST_CASE("top_k: softmax with the bits of the CPU, descending, ties by id") {
 }
 
 TEST_CASE("combine: ranks in order, then the shared expert; which ranks are not finite") {
-  for (const std::uint32_t k : {1U, 4U, 10U, 33U}) {
+  for (const std::uint32_t k : {1U, 4U, 8U, 10U, 33U}) {
     for (const bool shared : {false, true}) {
       INFO("k " << k);
       Gpu gpu(k % 3 + 1);
@@ -307,12 +307,15 @@ TEST_CASE("combine: ranks in order, then the shared expert; which ranks are not 
       out[(std::size_t{1} * k + k - 1) * kHidden + 529] = kInf;  // row 1, last rank
       out[std::size_t{2} * k * kHidden] = kNan;                  // row 2, rank 0
       float* on_gpu = gpu.put(x);
-      auto* bad = gpu.alloc<std::uint32_t>(kRows);
+      constexpr std::uint32_t kSlots = device::combine_slots(kHidden);
+      auto* bad = gpu.alloc<std::uint32_t>(kRows * kSlots);
       Gpu::must(gpu.api().combine({on_gpu, gpu.put(out), gpu.put(weights), shared ? gpu.put(add) : nullptr,
                                    shared ? gpu.put(gates) : nullptr, bad, kRows, k, kHidden},
                                   gpu.stream()));
       const auto got = gpu.get(on_gpu, x.size());
-      CHECK(gpu.get(bad, kRows) == std::vector<std::uint32_t>{0, 1U << std::min(k - 1, 31U), 1});
+      // Row 1 in its last slot, row 2 in its first.
+      CHECK(gpu.get(bad, kRows * kSlots) ==
+            std::vector<std::uint32_t>{0, 0, 0, 0, 0, 1U << std::min(k - 1, 31U), 1, 0, 0});
       for (const Kernels* kernels : cpu_tables()) {
         auto want = x;
         for (std::uint32_t r = 0; r < kRows; ++r) {
