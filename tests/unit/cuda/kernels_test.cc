@@ -245,7 +245,8 @@ TEST_CASE("top_k: softmax with the bits of the CPU, descending, ties by id") {
     std::uint32_t experts, k;
   };
   for (const unsigned seed : {1U, 2U, 3U}) {
-    for (const Case c : {Case{512, 10}, Case{8, 8}, Case{33, 5}, Case{1, 1}, Case{130, 1}}) {
+    for (const Case c : {Case{512, 10}, Case{8, 8}, Case{33, 5}, Case{1, 1}, Case{130, 1}, Case{100, 40},
+                         Case{513, 3}, Case{600, 70}}) {
       for (const bool normalise : {false, true}) {
         INFO("seed " << seed << ", " << c.k << " of " << c.experts);
         Gpu gpu(seed);
