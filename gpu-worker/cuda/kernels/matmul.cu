@@ -17,7 +17,7 @@ __device__ __forceinline__ void put(const Matmul& a, unsigned i, unsigned row, f
 }
 
 template <Code kCode, int kX>
-__global__ void __launch_bounds__(kFewThreads) matmul_few(Matmul a) {
+__global__ void __launch_bounds__(kFewThreads) matmul_few(Matmul a, TileOf tile_of) {
   STOKER_SHARED(ChunkBuffer, buffers, [kFewHalfWarps]);
   const unsigned half_warp = threadIdx.x / 16;
   const unsigned first = (blockIdx.x * kFewHalfWarps + half_warp) * 4;
@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kFewThreads) matmul_few(Matmul a) {
   STOKER_UNROLL
   for (unsigned i = 0; i < kX; ++i) x_at[i] = min(i, a.rows - 1) * a.x_stride;
   float acc[4 * kX];
-  few_rows<kCode, kX>(rows, a.w.cols, a.w.block_cols, a.x, x_at, buffers[half_warp], acc);
+  few_rows<kCode, kX>(rows, a.w.cols, tile_of, a.x, x_at, buffers[half_warp], acc);
   for_lane_sums(acc, [&](unsigned o, float sum, bool mine) {
     if (mine) put(a, o % kX, first + o / kX, sum);
   });
@@ -69,10 +69,11 @@ Status matmul_as(const Matmul& a, Stream* s) {
   const Matrix& w = a.w;
   if (a.rows <= kFewX && few_rows_fit(kCode, w.cols, w.block_cols)) {
     const dim3 grid((w.rows + 4 * kFewHalfWarps - 1) / (4 * kFewHalfWarps));
-    if (a.rows == 1) return STOKER_LAUNCH((matmul_few<kCode, 1>), grid, kFewThreads, 0, s, a);
-    if (a.rows == 2) return STOKER_LAUNCH((matmul_few<kCode, 2>), grid, kFewThreads, 0, s, a);
-    if (a.rows <= 4) return STOKER_LAUNCH((matmul_few<kCode, 4>), grid, kFewThreads, 0, s, a);
-    return STOKER_LAUNCH((matmul_few<kCode, 8>), grid, kFewThreads, 0, s, a);
+    const TileOf tiles = tile_of(w.cols, w.block_cols);
+    if (a.rows == 1) return STOKER_LAUNCH((matmul_few<kCode, 1>), grid, kFewThreads, 0, s, a, tiles);
+    if (a.rows == 2) return STOKER_LAUNCH((matmul_few<kCode, 2>), grid, kFewThreads, 0, s, a, tiles);
+    if (a.rows <= 4) return STOKER_LAUNCH((matmul_few<kCode, 4>), grid, kFewThreads, 0, s, a, tiles);
+    return STOKER_LAUNCH((matmul_few<kCode, 8>), grid, kFewThreads, 0, s, a, tiles);
   }
   if (tile_fits(a.x, a.x_stride, kCode, w.cols, w.block_cols)) {
     const dim3 grid((a.rows + kTileX - 1) / kTileX, (w.rows + kTileW - 1) / kTileW);
