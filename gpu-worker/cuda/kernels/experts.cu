@@ -73,10 +73,14 @@ __device__ __forceinline__ void for_pairs(unsigned count, const Body& body) {
         body(std::integral_constant<int, 8>{}, at);
         continue;
       }
+    }
+    if constexpr (kMost >= 4) {
       if (left > 2) {
         body(std::integral_constant<int, 4>{}, at);
         continue;
       }
+    }
+    if constexpr (kMost >= 2) {
       if (left > 1) {
         body(std::integral_constant<int, 2>{}, at);
         continue;
@@ -209,6 +213,8 @@ Status inner_as(const Experts& a, Stream* s) {
     const dim3 grid(blocks(a.inner, 2 * kFewHalfWarps), a.count);
     const TileOf tiles = tile_of(a.hidden, a.block_cols);
     if (a.most_pairs == 1) return STOKER_LAUNCH((inner_few<kCode, 1>), grid, kFewThreads, 0, s, a, tiles);
+    if (a.most_pairs == 2) return STOKER_LAUNCH((inner_few<kCode, 2>), grid, kFewThreads, 0, s, a, tiles);
+    if (a.most_pairs <= 4) return STOKER_LAUNCH((inner_few<kCode, 4>), grid, kFewThreads, 0, s, a, tiles);
     return STOKER_LAUNCH((inner_few<kCode, 8>), grid, kFewThreads, 0, s, a, tiles);
   }
   if (tile_fits(a.h, a.hidden, kCode, a.hidden, a.block_cols)) {
@@ -224,6 +230,8 @@ Status down_as(const Experts& a, Stream* s) {
     const dim3 grid(blocks(a.hidden, 4 * kFewHalfWarps), a.count);
     const TileOf tiles = tile_of(a.inner, a.block_cols);
     if (a.most_pairs == 1) return STOKER_LAUNCH((down_few<kCode, 1>), grid, kFewThreads, 0, s, a, tiles);
+    if (a.most_pairs == 2) return STOKER_LAUNCH((down_few<kCode, 2>), grid, kFewThreads, 0, s, a, tiles);
+    if (a.most_pairs <= 4) return STOKER_LAUNCH((down_few<kCode, 4>), grid, kFewThreads, 0, s, a, tiles);
     return STOKER_LAUNCH((down_few<kCode, 8>), grid, kFewThreads, 0, s, a, tiles);
   }
   if (tile_fits(a.gate, a.inner, kCode, a.inner, a.block_cols)) {
