@@ -1,5 +1,5 @@
 // The model on a GPU, driven through a device module (device_api.h). One layer of a decode step:
-//   - compute stream: mixer, router, choice to the host; experts in VRAM; shared expert; copied experts;
+//   - compute stream: mixer, router, choice to the host; shared expert; experts in VRAM; copied experts;
 //   their sum;
 //   - copy stream: pool slot -> VRAM slot, expert by expert;
 //   - host: waits for the choice, leases, starts copies, computes the CPU lane's experts from their slots.

@@ -46,7 +46,6 @@ Result<void> CudaModel::moe(Step& step, std::size_t layer) {
   if (step.timed) step.timing.demanded = step.timing.landed = clock_.now() - step.began;
   STOKER_TRY_VOID(launch_experts(0, listed_));
   look_ahead(step, layer);
-  STOKER_TRY_VOID(shared_expert(step, layer));
   STOKER_TRY_VOID(serve(step, layer));
   if (step.observer == nullptr) return {};
   if (step.timed) step.timing.done = clock_.now() - step.began;

@@ -149,6 +149,8 @@ Result<void> CudaModel::run_layers(Step& step) {
   for (std::size_t layer = 0; layer < weights_.layers.size() && step.any_alive(); ++layer) {
     STOKER_TRY_VOID(front(step, layer));
     STOKER_DEVICE("recording an event", api_.record(chosen_.get(), compute_.get()));
+    // Runs while the host hears of the choice and looks for the experts.
+    STOKER_TRY_VOID(shared_expert(step, layer));
     STOKER_DEVICE("waiting for the router of layer " + std::to_string(layer), api_.wait_host(chosen_.get()));
     if (layer > 0) take_flags(step, layer - 1);
     STOKER_TRY_VOID(moe(step, layer));
