@@ -6,6 +6,7 @@
 
 #include "gpu-worker/scalar_math.h"
 #include "tests/unit/cuda/kernels_rig.h"
+#include "tests/unit/cuda/kernels_seeds.h"
 
 namespace stoker::testing {
 namespace {
@@ -72,7 +73,7 @@ struct Product {
 }  // namespace
 
 TEST_CASE("rms_norm: bits of the CPU, rows by index") {
-  for (const unsigned seed : {1U, 2U, 3U}) {
+  for (const unsigned seed : seeds()) {
     for (const std::uint32_t n : {1U, 5U, 16U, 17U, 100U, 128U, 2048U}) {
       INFO("seed " << seed << ", n " << n);
       Gpu gpu(seed);
@@ -245,7 +246,7 @@ TEST_CASE("top_k: softmax with the bits of the CPU, descending, ties by id") {
   struct Case {
     std::uint32_t experts, k;
   };
-  for (const unsigned seed : {1U, 2U, 3U}) {
+  for (const unsigned seed : seeds()) {
     for (const Case c : {Case{512, 10}, Case{8, 8}, Case{33, 5}, Case{1, 1}, Case{130, 1}, Case{100, 40},
                          Case{513, 3}, Case{600, 70}}) {
       for (const bool normalise : {false, true}) {
