@@ -103,6 +103,9 @@ struct Matmul {
   bool add;
 };
 
+/// Most products of one call of Api::matmuls.
+inline constexpr std::uint32_t kMatmulsMax = 3;
+
 /// g = silu(g) * u, n floats.
 struct SiluMul {
   float* g;
@@ -264,6 +267,9 @@ struct Api {
 
   Status (*rms_norm)(const RmsNorm& a, Stream* s);
   Status (*matmul)(const Matmul& a, Stream* s);
+  /// Products that need nothing of one another: where one launch can do them, small ones run beside the
+  /// large.
+  Status (*matmuls)(const Matmul* list, std::uint32_t count, Stream* s);
   Status (*silu_mul)(const SiluMul& a, Stream* s);
   Status (*convolution)(const Convolution& a, Stream* s);
   Status (*delta_rule)(const DeltaRule& a, Stream* s);

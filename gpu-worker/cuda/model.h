@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <map>
 #include <memory>
 #include <span>
@@ -148,6 +149,12 @@ class CudaModel final : public Model {
   Result<void> matmul(const device::Matrix& w, const float* x, std::uint32_t x_stride, float* y,
                       std::uint32_t y_stride, std::uint32_t rows, const std::uint32_t* scatter = nullptr,
                       bool add = false);
+  [[nodiscard]] static device::Matmul product(const device::Matrix& w, const float* x, std::uint32_t x_stride,
+                                              float* y, std::uint32_t y_stride, std::uint32_t rows,
+                                              const std::uint32_t* scatter = nullptr, bool add = false) {
+    return {w, x, y, x_stride, y_stride, scatter, rows, add};
+  }
+  Result<void> matmuls(std::initializer_list<device::Matmul> list);
   Result<void> norm(const float* x, const float* w, float* y, std::uint32_t rows,
                     const std::uint32_t* from = nullptr);
 

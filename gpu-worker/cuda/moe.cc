@@ -74,9 +74,8 @@ Result<void> CudaModel::enqueue_shared(std::size_t layer, std::uint32_t rows) {
   const DeviceMoe& w = weights_.layers[layer].moe;
   const std::uint32_t hidden = config_.hidden_size;
   const std::uint32_t inner = config_.shared_intermediate;
-  STOKER_TRY_VOID(matmul(w.shared_scale, h_.data(), hidden, shared_sigma_.data(), 1, rows));
-  STOKER_TRY_VOID(matmul(w.shared_gate, h_.data(), hidden, shared_gate_.data(), inner, rows));
-  STOKER_TRY_VOID(matmul(w.shared_up, h_.data(), hidden, shared_up_.data(), inner, rows));
+  STOKER_TRY_VOID(matmuls({product(w.shared_gate, h_.data(), hidden, shared_gate_.data(), inner, rows),
+                           product(w.shared_up, h_.data(), hidden, shared_up_.data(), inner, rows)}));
   STOKER_DEVICE(
       "shared expert",
       api_.silu_mul({shared_gate_.data(), shared_up_.data(), std::uint64_t{rows} * inner}, compute_.get()));

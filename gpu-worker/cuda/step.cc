@@ -206,9 +206,10 @@ Result<void> CudaModel::delta_net(const DeviceLayer& layer, const device::StepTa
   const std::uint32_t rows = tables.row_count;
   const std::uint32_t hidden = config_.hidden_size;
   const std::uint32_t proj = dims_.conv_dim + dims_.value_dim;
-  STOKER_TRY_VOID(matmul(w.qkvz, h_.data(), hidden, proj_.data(), proj, rows, weights_.qkvz_scatter));
-  STOKER_TRY_VOID(matmul(w.ba, h_.data(), hidden, side_.data(), 2 * config_.linear_value_heads, rows,
-                         weights_.ba_scatter));
+  STOKER_TRY_VOID(
+      matmuls({product(w.qkvz, h_.data(), hidden, proj_.data(), proj, rows, weights_.qkvz_scatter),
+               product(w.ba, h_.data(), hidden, side_.data(), 2 * config_.linear_value_heads, rows,
+                       weights_.ba_scatter)}));
   STOKER_DEVICE("convolution", api_.convolution({.step = tables,
                                                  .in = proj_.data(),
                                                  .w = w.conv,
@@ -249,9 +250,10 @@ Result<void> CudaModel::attention(const DeviceLayer& layer, const device::StepTa
   const std::uint32_t rows = tables.row_count;
   const std::uint32_t hidden = config_.hidden_size;
   const Tables t = tables_at(down_device_.data());
-  STOKER_TRY_VOID(matmul(w.q, h_.data(), hidden, proj_.data(), 2 * dims_.q_dim, rows, weights_.q_scatter));
-  STOKER_TRY_VOID(matmul(w.k, h_.data(), hidden, side_.data(), 2 * dims_.kv_dim, rows));
-  STOKER_TRY_VOID(matmul(w.v, h_.data(), hidden, side_.data() + dims_.kv_dim, 2 * dims_.kv_dim, rows));
+  STOKER_TRY_VOID(
+      matmuls({product(w.q, h_.data(), hidden, proj_.data(), 2 * dims_.q_dim, rows, weights_.q_scatter),
+               product(w.k, h_.data(), hidden, side_.data(), 2 * dims_.kv_dim, rows),
+               product(w.v, h_.data(), hidden, side_.data() + dims_.kv_dim, 2 * dims_.kv_dim, rows)}));
   STOKER_DEVICE("storing keys and values", api_.attention_store({.step = tables,
                                                                  .q = proj_.data(),
                                                                  .kv = side_.data(),
@@ -290,10 +292,17 @@ Result<void> CudaModel::attention(const DeviceLayer& layer, const device::StepTa
 /// The choice of experts, and what the next layer's router makes of the same input; both go up.
 Result<void> CudaModel::router(std::size_t layer, std::uint32_t rows, bool decoding, bool ahead) {
   const Choice& up = choice_[layer % 2];
-  const auto choose = [&](const device::Matrix& w, float* p, std::uint32_t* ids, float* weights,
-                          std::uint32_t k, bool normalise, std::uint32_t* ids_up,
-                          float* weights_up) -> Result<void> {
-    STOKER_TRY_VOID(matmul(w, h_.data(), config_.hidden_size, p, config_.experts, rows));
+  const DeviceMoe& moe = weights_.layers[layer].moe;
+  const std::uint32_t hidden = config_.hidden_size;
+  // Those that are not wanted have no rows. The shared expert's gate is ready for it then.
+  const std::uint32_t shared_rows = config_.shared_intermediate != 0 ? rows : 0;
+  const device::Matrix& next = ahead ? weights_.layers[layer + 1].moe.router : moe.router;
+  STOKER_TRY_VOID(
+      matmuls({product(moe.router, h_.data(), hidden, router_.data(), config_.experts, rows),
+               product(next, h_.data(), hidden, ahead_.data(), config_.experts, ahead ? rows : 0),
+               product(moe.shared_scale, h_.data(), hidden, shared_sigma_.data(), 1, shared_rows)}));
+  const auto choose = [&](float* p, std::uint32_t* ids, float* weights, std::uint32_t k, bool normalise,
+                          std::uint32_t* ids_up, float* weights_up) -> Result<void> {
     STOKER_DEVICE("router", api_.top_k({.p = p,
                                         .ids = ids,
                                         .weights = weights,
@@ -306,13 +315,12 @@ Result<void> CudaModel::router(std::size_t layer, std::uint32_t rows, bool decod
     STOKER_DEVICE("reading the choice", api_.to_host(ids_up, ids, bytes, compute_.get()));
     return device_result(api_.to_host(weights_up, weights, bytes, compute_.get()), "reading the choice");
   };
-  STOKER_TRY_VOID(choose(weights_.layers[layer].moe.router, router_.data(), ids_.data(), topk_.data(),
-                         config_.experts_per_token, config_.norm_topk_prob, up.ids.data(),
-                         up.weights.data()));
+  STOKER_TRY_VOID(choose(router_.data(), ids_.data(), topk_.data(), config_.experts_per_token,
+                         config_.norm_topk_prob, up.ids.data(), up.weights.data()));
   if (ahead)
-    STOKER_TRY_VOID(choose(weights_.layers[layer + 1].moe.router, ahead_.data(), ahead_ids_.data(),
-                           ahead_scores_.data(), std::min(options_.lookahead, config_.experts), false,
-                           up.ahead_ids.data(), up.ahead_scores.data()));
+    STOKER_TRY_VOID(choose(ahead_.data(), ahead_ids_.data(), ahead_scores_.data(),
+                           std::min(options_.lookahead, config_.experts), false, up.ahead_ids.data(),
+                           up.ahead_scores.data()));
   if (!decoding || options_.lane == Lane::gpu || rows > options_.sequences) return {};
   return device_result(api_.to_host(h_up_.data(), h_.data(),
                                     std::size_t{rows} * config_.hidden_size * sizeof(float), compute_.get()),
@@ -392,15 +400,11 @@ Result<std::uint32_t> CudaModel::try_logits(Step& step, bool first) {
 Result<void> CudaModel::matmul(const device::Matrix& w, const float* x, std::uint32_t x_stride, float* y,
                                std::uint32_t y_stride, std::uint32_t rows, const std::uint32_t* scatter,
                                bool add) {
-  return device_result(api_.matmul({.w = w,
-                                    .x = x,
-                                    .y = y,
-                                    .x_stride = x_stride,
-                                    .y_stride = y_stride,
-                                    .scatter = scatter,
-                                    .rows = rows,
-                                    .add = add},
-                                   compute_.get()),
+  return matmuls({product(w, x, x_stride, y, y_stride, rows, scatter, add)});
+}
+
+Result<void> CudaModel::matmuls(std::initializer_list<device::Matmul> list) {
+  return device_result(api_.matmuls(list.begin(), static_cast<std::uint32_t>(list.size()), compute_.get()),
                        "matrix product");
 }
 

@@ -159,6 +159,43 @@ TEST_CASE("matmul: bits of the CPU for every code, shape and number of rows") {
   }
 }
 
+TEST_CASE("matmuls: one launch or several, the bits of each alone") {
+  const std::vector<DType> groups[] = {
+      {DType::f8_e4m3, DType::bf16},           {DType::bf16, DType::f8_e4m3, DType::f8_e4m3},
+      {DType::bf16, DType::bf16, DType::bf16}, {DType::f16, DType::f16},
+      {DType::f32, DType::f32, DType::bf16},   {DType::f8_e4m3, DType::bf16, DType::f32}};
+  const std::uint32_t rows[] = {70, 1, 130}, cols = 272;
+  unsigned seed = 0;
+  for (const auto& dtypes : groups) {
+    for (const std::uint32_t n : {1U, 2U, 3U, 8U, 9U}) {
+      INFO(dtype_name(dtypes[0]) << " and " << dtype_name(dtypes.back()) << ", " << n << " rows of x");
+      Gpu gpu(++seed % 3 + 1);
+      Random random(seed);
+      const auto x = randoms(random, std::size_t{n} * cols);
+      const float* x_on_gpu = gpu.put(x);
+      std::vector<Stored> weights;
+      std::vector<device::Matmul> list;
+      for (std::size_t i = 0; i < dtypes.size(); ++i) {
+        const std::uint32_t tile = dtypes[i] == DType::f8_e4m3 ? 128 : 0;
+        weights.emplace_back(random, dtypes[i], rows[i], cols, tile, tile);
+        float* y = gpu.alloc<float>(std::size_t{n} * rows[i]);
+        list.push_back({weights[i].on(gpu), x_on_gpu, y, cols, rows[i], nullptr, n, false});
+      }
+      // One without rows is as if it were not there, even beyond the most.
+      device::Matmul none = list[0];
+      none.rows = 0;
+      list.insert(list.begin() + 1, none);
+      Gpu::must(gpu.api().matmuls(list.data(), static_cast<std::uint32_t>(list.size()), gpu.stream()));
+      list.erase(list.begin() + 1);
+      for (std::size_t i = 0; i < dtypes.size(); ++i) {
+        std::vector<float> want(std::size_t{n} * rows[i]);
+        cpu_matmul(*cpu_tables()[i % 2], weights[i].cpu(), x.data(), cols, n, want.data(), rows[i]);
+        check_bits(gpu.get(list[i].y, want.size()), want);
+      }
+    }
+  }
+}
+
 TEST_CASE("matmul: the shapes of decoding") {
   for (const DType dtype : {DType::f8_e4m3, DType::bf16}) {
     Gpu gpu(3);
