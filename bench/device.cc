@@ -1,13 +1,15 @@
 // What the kernels of a device module reach at the shapes of Qwen3-Coder-Next, against what the device can: a
-// Markdown table with bytes moved, GB/s and percent of the measured copy bandwidth. Weights rotate through
-// more memory than any L2 cache holds. Times are of device events over a captured round, median and spread of
-// the repeats.
+// Markdown table with bytes moved, GB/s and percent of the measured copy bandwidth. Weights, states and KV
+// rotate through more memory than any L2 cache holds, and are pseudo-random: with zeros a card draws less
+// power and clocks higher than with a model. Times are of device events over a captured round, median and
+// spread of the repeats.
 //
 //   device_bench [--kind cuda] [--small]      --small: tiny shapes, to see that it works (emulation)
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <functional>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -18,6 +20,7 @@ namespace stoker {
 namespace {
 
 constexpr std::uint64_t kRotate = 512ULL << 20;  ///< bytes of weights that a measurement walks through
+constexpr std::size_t kNoise = 16 << 20;         ///< bytes of pseudo-random values, repeated as needed
 constexpr int kRepeats = 9;
 
 struct Shapes {
@@ -45,6 +48,23 @@ const Shapes kReal{false,
                    {4096, 32'768, 131'072}};
 const Shapes kSmall{true, 128, 64, 256, 256, 256, 128, 2, 16, 2, 4, 16, 16, 4, 2, 32, {300}};
 
+/// Pseudo-random weights, none of them a NaN: all other codes of FP8; else of either sign and 2^-7 to 2.
+std::vector<std::uint32_t> noise(std::size_t bytes, device::Code code) {
+  std::mt19937 random(1);
+  std::vector<std::uint32_t> words((bytes + 3) / 4);
+  for (std::uint32_t& word : words) {
+    word = static_cast<std::uint32_t>(random());
+    if (code == device::Code::f8_e4m3) {
+      word ^= (((word & 0x7F7F'7F7FU) + 0x0101'0101U) & 0x8080'8080U) >> 7;  // 0x7F becomes 0x7E
+    } else if (code == device::Code::bf16) {
+      word = (word & 0x83FF'83FFU) | 0x3C00'3C00U;
+    } else {
+      word = (word & 0x83FF'FFFFU) | 0x3C00'0000U;
+    }
+  }
+  return words;
+}
+
 class Bench {
  public:
   Bench(const device::Api& api, const Shapes& shapes) : api_(api), s_(shapes) {}
@@ -60,10 +80,26 @@ class Bench {
     memory_.push_back(std::move(array));
     return p;
   }
+  template <class T = float>
+  Result<T*> make_random(std::size_t count, device::Code code = device::Code::f32) {
+    STOKER_TRY(auto* p, make<T>(count));
+    const std::size_t bytes = count * sizeof(T);
+    const auto values = noise(std::min(bytes, kNoise), code);
+    for (std::size_t at = 0; at < bytes; at += kNoise)
+      STOKER_DEVICE("sending", api_.to_device(reinterpret_cast<std::byte*>(p) + at, values.data(),
+                                              std::min(bytes - at, kNoise), stream_.get()));
+    STOKER_DEVICE("sending", api_.synchronize(stream_.get()));
+    return p;
+  }
+  /// How many of them a measurement walks through: kRotate bytes, but at most half of the memory that is
+  /// free.
   [[nodiscard]] std::uint32_t copies_of(std::uint64_t bytes) const {
-    return s_.small ? 2
-                    : static_cast<std::uint32_t>(
-                          std::clamp<std::uint64_t>(kRotate / std::max<std::uint64_t>(bytes, 1), 2, 256));
+    if (s_.small) return 2;
+    std::uint64_t free = 0;
+    std::uint64_t total = 0;
+    if (api_.memory(&free, &total) != nullptr) free = 0;
+    const std::uint64_t wanted = std::clamp<std::uint64_t>(kRotate / bytes, 2, 256);
+    return static_cast<std::uint32_t>(std::max<std::uint64_t>(std::min(wanted, free / 2 / bytes), 1));
   }
   Result<std::vector<double>> time(std::uint32_t rounds, const Enqueue& enqueue);
   Result<void> line(const std::string& name, double bytes, std::uint32_t rounds, const Enqueue& enqueue);
@@ -120,7 +156,7 @@ Result<void> Bench::line(const std::string& name, double bytes, std::uint32_t ro
 
 Result<void> Bench::bandwidths() {
   const std::uint64_t bytes = s_.small ? 1 << 16 : 1ULL << 30;
-  STOKER_TRY(auto* a, make<std::byte>(bytes));
+  STOKER_TRY(auto* a, make_random<std::byte>(bytes));
   STOKER_TRY(auto* b, make<std::byte>(bytes));
   STOKER_TRY(const auto t,
              time(4, [&](std::uint32_t) { return api_.on_device(a, b, bytes, stream_.get()); }));
@@ -149,9 +185,9 @@ Result<void> Bench::product(const std::string& name, std::uint32_t rows, std::ui
                             device::Code code, std::uint32_t n) {
   const std::uint64_t bytes = std::uint64_t{rows} * cols * code_bytes(code);
   const std::uint32_t copies = copies_of(bytes);
-  STOKER_TRY(auto* w, make<std::byte>(bytes * copies));
-  STOKER_TRY(auto* scales, make<float>(std::size_t{(rows + 127) / 128} * ((cols + 127) / 128)));
-  STOKER_TRY(auto* x, make<float>(std::size_t{n} * cols));
+  STOKER_TRY(auto* w, make_random<std::byte>(bytes * copies, code));
+  STOKER_TRY(auto* scales, make_random(std::size_t{(rows + 127) / 128} * ((cols + 127) / 128)));
+  STOKER_TRY(auto* x, make_random(std::size_t{n} * cols));
   STOKER_TRY(auto* y, make<float>(std::size_t{n} * rows));
   return line(name + " [" + std::to_string(rows) + " x " + std::to_string(cols) + "], " + std::to_string(n) +
                   (n == 1 ? " row" : " rows"),
@@ -173,10 +209,10 @@ Result<void> Bench::experts(std::uint32_t n) {
   const std::uint32_t count = std::min(s_.experts, n * s_.experts_per_token);
   const std::uint32_t copies = copies_of(3 * matrix * count);
   const std::size_t tiles = 3ULL * ((s_.inner + 127) / 128) * ((s_.hidden + 127) / 128);
-  STOKER_TRY(auto* w, make<std::byte>(3 * matrix * count * copies));
-  STOKER_TRY(auto* scales, make<float>(tiles));
+  STOKER_TRY(auto* w, make_random<std::byte>(3 * matrix * count * copies, device::Code::f8_e4m3));
+  STOKER_TRY(auto* scales, make_random(tiles));
   const std::size_t pairs = std::size_t{n} * s_.experts_per_token;
-  STOKER_TRY(auto* h, make<float>(std::size_t{n} * s_.hidden));
+  STOKER_TRY(auto* h, make_random(std::size_t{n} * s_.hidden));
   STOKER_TRY(auto* gate, make<float>(pairs * s_.inner));
   STOKER_TRY(auto* out, make<float>(pairs * s_.hidden));
   STOKER_TRY(auto* list, make<device::Expert>(std::size_t{count} * copies));
@@ -215,10 +251,11 @@ Result<void> Bench::delta(std::uint32_t n) {
   const std::uint32_t channels = 2 * s_.key_heads * s_.dk + s_.value_heads * s_.dv;
   const std::size_t state = std::size_t{s_.value_heads} * s_.dk * s_.dv;
   const std::uint32_t copies = copies_of(state * sizeof(float));
-  STOKER_TRY(auto* recurrent, make<float>(state * copies));
-  STOKER_TRY(auto* qkv, make<float>(std::size_t{n} * channels));
-  STOKER_TRY(auto* side, make<float>(std::size_t{n} * 2 * s_.value_heads));
-  STOKER_TRY(auto* z, make<float>(std::size_t{n} * s_.value_heads * s_.dv));
+  STOKER_TRY(auto* recurrent, make_random(state * copies));
+  STOKER_TRY(auto* qkv, make_random(std::size_t{n} * channels));
+  STOKER_TRY(auto* side, make_random(std::size_t{n} * 2 * s_.value_heads));
+  STOKER_TRY(auto* z, make_random(std::size_t{n} * s_.value_heads * s_.dv));
+  // Zeros: the decay is 1, and the state neither grows nor dies out over the rounds.
   STOKER_TRY(auto* small, make<float>(2 * s_.value_heads + s_.dv));
   STOKER_TRY(auto* out, make<float>(std::size_t{n} * s_.value_heads * s_.dv));
   STOKER_TRY(auto* rows, make<device::Row>(n));
@@ -254,24 +291,29 @@ Result<void> Bench::delta(std::uint32_t n) {
 Result<void> Bench::attention(std::uint32_t context) {
   const std::uint32_t pages = (context + device::kPagePositions - 1) / device::kPagePositions;
   const std::size_t page = 2ULL * s_.kv_heads * device::kPagePositions * s_.head_dim;
-  STOKER_TRY(auto* kv, make<float>(page * pages));
-  STOKER_TRY(auto* table, make<float*>(pages));
+  const std::uint32_t copies = copies_of(page * pages * sizeof(float));
+  STOKER_TRY(auto* kv, make_random(page * pages * copies));
+  STOKER_TRY(auto* table, make<float*>(std::size_t{pages} * copies));
   STOKER_TRY(auto* rows, make<device::Row>(1));
-  STOKER_TRY(auto* segment, make<device::Segment>(1));
-  STOKER_TRY(auto* q, make<float>(2ULL * s_.heads * s_.head_dim));
+  STOKER_TRY(auto* segments, make<device::Segment>(copies));
+  STOKER_TRY(auto* q, make_random(2ULL * s_.heads * s_.head_dim));
   STOKER_TRY(auto* out, make<float>(std::size_t{s_.heads} * s_.head_dim));
   const std::uint64_t floats = api_.attention_workspace(s_.heads, s_.head_dim, context);
   STOKER_TRY(auto* workspace, make<float>(floats));
   std::vector<float*> list;
-  for (std::uint32_t i = 0; i < pages; ++i) list.push_back(kv + page * i);
+  std::vector<device::Segment> sequences;
+  for (std::uint32_t i = 0; i < pages * copies; ++i) list.push_back(kv + page * i);
+  for (std::uint32_t i = 0; i < copies; ++i)
+    sequences.push_back({0, 1, nullptr, nullptr, table + std::size_t{pages} * i});
   const device::Row row{0, context - 1};
-  const device::Segment one{0, 1, nullptr, nullptr, table};
-  STOKER_DEVICE("sending", api_.to_device(table, list.data(), pages * sizeof(float*), stream_.get()));
+  STOKER_DEVICE("sending", api_.to_device(table, list.data(), list.size() * sizeof(float*), stream_.get()));
   STOKER_DEVICE("sending", api_.to_device(rows, &row, sizeof row, stream_.get()));
-  STOKER_DEVICE("sending", api_.to_device(segment, &one, sizeof one, stream_.get()));
+  STOKER_DEVICE("sending",
+                api_.to_device(segments, sequences.data(), copies * sizeof(device::Segment), stream_.get()));
   return line("attention, one row, " + std::to_string(context) + " positions",
-              2.0 * context * s_.kv_heads * s_.head_dim * sizeof(float), 4, [&](std::uint32_t) {
-                return api_.attention({.step = {rows, segment, 1, 1},
+              2.0 * context * s_.kv_heads * s_.head_dim * sizeof(float), std::max(copies, 4U),
+              [&](std::uint32_t i) {
+                return api_.attention({.step = {rows, segments + i % copies, 1, 1},
                                        .q = q,
                                        .gate = q + s_.heads * s_.head_dim,
                                        .out = out,
@@ -291,14 +333,14 @@ Result<void> Bench::attention(std::uint32_t context) {
 
 /// Latency, not bandwidth: what a layer pays besides its weights.
 Result<void> Bench::small_ones() {
-  STOKER_TRY(auto* x, make<float>(s_.hidden));
-  STOKER_TRY(auto* w, make<float>(s_.hidden));
+  STOKER_TRY(auto* x, make_random(s_.hidden));
+  STOKER_TRY(auto* w, make_random(s_.hidden));
   STOKER_TRY(auto* y, make<float>(s_.hidden));
   STOKER_TRY_VOID(line("rms norm", 3.0 * s_.hidden * sizeof(float), 64, [&](std::uint32_t) {
     return api_.rms_norm({.x = x, .from = nullptr, .w = w, .y = y, .rows = 1, .n = s_.hidden, .eps = 1e-6F},
                          stream_.get());
   }));
-  STOKER_TRY(auto* p, make<float>(s_.experts));
+  STOKER_TRY(auto* p, make_random(s_.experts));
   STOKER_TRY(auto* ids, make<std::uint32_t>(s_.experts_per_token));
   STOKER_TRY(auto* weights, make<float>(s_.experts_per_token));
   return line("softmax and top-k", 2.0 * s_.experts * sizeof(float), 64, [&](std::uint32_t) {

@@ -66,7 +66,7 @@ def main():
     print("| kernel, one row of x | weights | card | instructions per byte | the card has | share of them |\n"
           "|---|---|---|---|---|---|")
     for name, kernel, code, size, weights, rounds in KERNELS:
-        function = re.search(rf"_ZN[^ :]*\d{kernel}ILNS0_4CodeE{code}ELi1E[^ :]*", listing).group(0)
+        function = re.search(rf"_ZN[^ :]*\d{kernel}ILNS0_4CodeE{code}E(?:LS\d_{code}E)?Li1E[^ :]*", listing).group(0)
         for arch in have:
             if arch not in CARDS:
                 continue

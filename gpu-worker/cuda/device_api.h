@@ -103,6 +103,9 @@ struct Matmul {
   bool add;
 };
 
+/// Most products of one call of Api::matmuls.
+inline constexpr std::uint32_t kMatmulsMax = 3;
+
 /// g = silu(g) * u, n floats.
 struct SiluMul {
   float* g;
@@ -197,6 +200,13 @@ struct Experts {
   float* out;      ///< [row][k][hidden]
 };
 
+/// What one block of combine() sums, and has flags of its own for: blocks need not wait for one another, and
+/// nobody has to clear anything.
+inline constexpr std::uint32_t kCombineColumns = 256;
+inline constexpr std::uint32_t combine_slots(std::uint32_t hidden) {
+  return (hidden + kCombineColumns - 1) / kCombineColumns;
+}
+
 /// x += sum over ranks of weight * expert output, in rank order, then sigmoid(shared_gate) * shared.
 struct Combine {
   float* x;          ///< [row][hidden]
@@ -204,8 +214,9 @@ struct Combine {
   const float* weights;
   const float* shared;       ///< [row][hidden] or null
   const float* shared_gate;  ///< [row], raw
-  std::uint32_t*
-      not_finite;  ///< [row]: bit r (< 31) set when rank r's output is not finite; bit 31 any later one
+  /// [row][combine_slots(hidden)], a slot for every kCombineColumns columns: bit r (< 31) set when rank r's
+  /// output is not finite in them; bit 31 any later one.
+  std::uint32_t* not_finite;
   std::uint32_t rows, k, hidden;
 };
 
@@ -256,6 +267,9 @@ struct Api {
 
   Status (*rms_norm)(const RmsNorm& a, Stream* s);
   Status (*matmul)(const Matmul& a, Stream* s);
+  /// Products that need nothing of one another: where one launch can do them, small ones run beside the
+  /// large.
+  Status (*matmuls)(const Matmul* list, std::uint32_t count, Stream* s);
   Status (*silu_mul)(const SiluMul& a, Stream* s);
   Status (*convolution)(const Convolution& a, Stream* s);
   Status (*delta_rule)(const DeltaRule& a, Stream* s);

@@ -167,7 +167,8 @@ Result<void> CudaModel::make_workspace() {
   for (const auto& [array, size] : sizes) STOKER_TRY_VOID(floats(*array, size));
   STOKER_TRY(ids_, DeviceArray<std::uint32_t>::make(api_, n * k));
   STOKER_TRY(ahead_ids_, DeviceArray<std::uint32_t>::make(api_, n * lookahead));
-  STOKER_TRY(flags_, DeviceArray<std::uint32_t>::make(api_, n + kLogitRows));
+  STOKER_TRY(flags_, DeviceArray<std::uint32_t>::make(api_, n * device::combine_slots(config_.hidden_size)));
+  STOKER_TRY(normed_flags_, DeviceArray<std::uint32_t>::make(api_, kLogitRows));
   STOKER_TRY(pairs_device_, DeviceArray<std::uint32_t>::make(api_, n * k));
   STOKER_TRY(from_device_, DeviceArray<std::uint32_t>::make(api_, n));
   STOKER_TRY(experts_device_, DeviceArray<device::Expert>::make(api_, config_.experts));
@@ -188,7 +189,8 @@ Result<void> CudaModel::make_pinned(std::size_t down, std::uint32_t lookahead) {
     STOKER_TRY(choice.ahead_ids, PinnedArray<std::uint32_t>::make(api_, n * lookahead));
     STOKER_TRY(choice.ahead_scores, PinnedArray<float>::make(api_, n * lookahead));
   }
-  STOKER_TRY(flags_up_, PinnedArray<std::uint32_t>::make(api_, n));
+  STOKER_TRY(flags_up_,
+             PinnedArray<std::uint32_t>::make(api_, n * device::combine_slots(config_.hidden_size)));
   STOKER_TRY(logit_flags_, PinnedArray<std::uint32_t>::make(api_, n));
   STOKER_TRY(pairs_down_, PinnedArray<std::uint32_t>::make(api_, n * k));
   STOKER_TRY(from_down_, PinnedArray<std::uint32_t>::make(api_, n));

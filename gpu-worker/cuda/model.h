@@ -1,5 +1,5 @@
 // The model on a GPU, driven through a device module (device_api.h). One layer of a decode step:
-//   - compute stream: mixer, router, choice to the host; experts in VRAM; shared expert; copied experts;
+//   - compute stream: mixer, router, choice to the host; shared expert; experts in VRAM; copied experts;
 //   their sum;
 //   - copy stream: pool slot -> VRAM slot, expert by expert;
 //   - host: waits for the choice, leases, starts copies, computes the CPU lane's experts from their slots.
@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <map>
 #include <memory>
 #include <span>
@@ -148,6 +149,12 @@ class CudaModel final : public Model {
   Result<void> matmul(const device::Matrix& w, const float* x, std::uint32_t x_stride, float* y,
                       std::uint32_t y_stride, std::uint32_t rows, const std::uint32_t* scatter = nullptr,
                       bool add = false);
+  [[nodiscard]] static device::Matmul product(const device::Matrix& w, const float* x, std::uint32_t x_stride,
+                                              float* y, std::uint32_t y_stride, std::uint32_t rows,
+                                              const std::uint32_t* scatter = nullptr, bool add = false) {
+    return {w, x, y, x_stride, y_stride, scatter, rows, add};
+  }
+  Result<void> matmuls(std::initializer_list<device::Matmul> list);
   Result<void> norm(const float* x, const float* w, float* y, std::uint32_t rows,
                     const std::uint32_t* from = nullptr);
 
@@ -240,7 +247,7 @@ class CudaModel final : public Model {
   // Workspace in device memory, [row][...].
   DeviceArray<float> h_, proj_, side_, conv_, core_, router_, ahead_, gate_, expert_out_, shared_gate_,
       shared_up_, shared_out_, shared_sigma_, attention_, normed_, logits_device_;
-  DeviceArray<std::uint32_t> ids_, ahead_ids_, flags_, pairs_device_, from_device_;
+  DeviceArray<std::uint32_t> ids_, ahead_ids_, flags_, normed_flags_, pairs_device_, from_device_;
   DeviceArray<float> topk_, ahead_scores_;
   DeviceArray<device::Expert> experts_device_;
 

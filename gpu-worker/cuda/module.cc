@@ -45,6 +45,7 @@ constexpr Api kApi{
 
     .rms_norm = launch_rms_norm,
     .matmul = launch_matmul,
+    .matmuls = launch_matmuls,
     .silu_mul = launch_silu_mul,
     .convolution = launch_convolution,
     .delta_rule = launch_delta_rule,

@@ -11,6 +11,7 @@ namespace stoker::device {
 // Defined by kernels/*.cu: each enqueues its kernels on the stream and returns. Zero rows are no error.
 Status launch_rms_norm(const RmsNorm& a, Stream* s);
 Status launch_matmul(const Matmul& a, Stream* s);
+Status launch_matmuls(const Matmul* list, std::uint32_t count, Stream* s);
 Status launch_silu_mul(const SiluMul& a, Stream* s);
 Status launch_convolution(const Convolution& a, Stream* s);
 Status launch_delta_rule(const DeltaRule& a, Stream* s);

@@ -46,7 +46,6 @@ Result<void> CudaModel::moe(Step& step, std::size_t layer) {
   if (step.timed) step.timing.demanded = step.timing.landed = clock_.now() - step.began;
   STOKER_TRY_VOID(launch_experts(0, listed_));
   look_ahead(step, layer);
-  STOKER_TRY_VOID(shared_expert(step, layer));
   STOKER_TRY_VOID(serve(step, layer));
   if (step.observer == nullptr) return {};
   if (step.timed) step.timing.done = clock_.now() - step.began;
@@ -75,9 +74,8 @@ Result<void> CudaModel::enqueue_shared(std::size_t layer, std::uint32_t rows) {
   const DeviceMoe& w = weights_.layers[layer].moe;
   const std::uint32_t hidden = config_.hidden_size;
   const std::uint32_t inner = config_.shared_intermediate;
-  STOKER_TRY_VOID(matmul(w.shared_scale, h_.data(), hidden, shared_sigma_.data(), 1, rows));
-  STOKER_TRY_VOID(matmul(w.shared_gate, h_.data(), hidden, shared_gate_.data(), inner, rows));
-  STOKER_TRY_VOID(matmul(w.shared_up, h_.data(), hidden, shared_up_.data(), inner, rows));
+  STOKER_TRY_VOID(matmuls({product(w.shared_gate, h_.data(), hidden, shared_gate_.data(), inner, rows),
+                           product(w.shared_up, h_.data(), hidden, shared_up_.data(), inner, rows)}));
   STOKER_DEVICE(
       "shared expert",
       api_.silu_mul({shared_gate_.data(), shared_up_.data(), std::uint64_t{rows} * inner}, compute_.get()));
@@ -307,7 +305,9 @@ Result<void> CudaModel::combine(std::uint32_t rows) {
                                                     .hidden = config_.hidden_size},
                                                    compute_.get()));
   return device_result(
-      api_.to_host(flags_up_.data(), flags_.data(), rows * sizeof(std::uint32_t), compute_.get()),
+      api_.to_host(flags_up_.data(), flags_.data(),
+                   std::size_t{rows} * device::combine_slots(config_.hidden_size) * sizeof(std::uint32_t),
+                   compute_.get()),
       "reading flags");
 }
 

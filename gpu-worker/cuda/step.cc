@@ -3,6 +3,8 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <functional>
+#include <numeric>
 
 #include "gpu-worker/cpu/rope.h"
 #include "gpu-worker/cuda/model.h"
@@ -147,6 +149,8 @@ Result<void> CudaModel::run_layers(Step& step) {
   for (std::size_t layer = 0; layer < weights_.layers.size() && step.any_alive(); ++layer) {
     STOKER_TRY_VOID(front(step, layer));
     STOKER_DEVICE("recording an event", api_.record(chosen_.get(), compute_.get()));
+    // Runs while the host hears of the choice and looks for the experts.
+    STOKER_TRY_VOID(shared_expert(step, layer));
     STOKER_DEVICE("waiting for the router of layer " + std::to_string(layer), api_.wait_host(chosen_.get()));
     if (layer > 0) take_flags(step, layer - 1);
     STOKER_TRY_VOID(moe(step, layer));
@@ -202,9 +206,10 @@ Result<void> CudaModel::delta_net(const DeviceLayer& layer, const device::StepTa
   const std::uint32_t rows = tables.row_count;
   const std::uint32_t hidden = config_.hidden_size;
   const std::uint32_t proj = dims_.conv_dim + dims_.value_dim;
-  STOKER_TRY_VOID(matmul(w.qkvz, h_.data(), hidden, proj_.data(), proj, rows, weights_.qkvz_scatter));
-  STOKER_TRY_VOID(matmul(w.ba, h_.data(), hidden, side_.data(), 2 * config_.linear_value_heads, rows,
-                         weights_.ba_scatter));
+  STOKER_TRY_VOID(
+      matmuls({product(w.qkvz, h_.data(), hidden, proj_.data(), proj, rows, weights_.qkvz_scatter),
+               product(w.ba, h_.data(), hidden, side_.data(), 2 * config_.linear_value_heads, rows,
+                       weights_.ba_scatter)}));
   STOKER_DEVICE("convolution", api_.convolution({.step = tables,
                                                  .in = proj_.data(),
                                                  .w = w.conv,
@@ -245,9 +250,10 @@ Result<void> CudaModel::attention(const DeviceLayer& layer, const device::StepTa
   const std::uint32_t rows = tables.row_count;
   const std::uint32_t hidden = config_.hidden_size;
   const Tables t = tables_at(down_device_.data());
-  STOKER_TRY_VOID(matmul(w.q, h_.data(), hidden, proj_.data(), 2 * dims_.q_dim, rows, weights_.q_scatter));
-  STOKER_TRY_VOID(matmul(w.k, h_.data(), hidden, side_.data(), 2 * dims_.kv_dim, rows));
-  STOKER_TRY_VOID(matmul(w.v, h_.data(), hidden, side_.data() + dims_.kv_dim, 2 * dims_.kv_dim, rows));
+  STOKER_TRY_VOID(
+      matmuls({product(w.q, h_.data(), hidden, proj_.data(), 2 * dims_.q_dim, rows, weights_.q_scatter),
+               product(w.k, h_.data(), hidden, side_.data(), 2 * dims_.kv_dim, rows),
+               product(w.v, h_.data(), hidden, side_.data() + dims_.kv_dim, 2 * dims_.kv_dim, rows)}));
   STOKER_DEVICE("storing keys and values", api_.attention_store({.step = tables,
                                                                  .q = proj_.data(),
                                                                  .kv = side_.data(),
@@ -286,10 +292,17 @@ Result<void> CudaModel::attention(const DeviceLayer& layer, const device::StepTa
 /// The choice of experts, and what the next layer's router makes of the same input; both go up.
 Result<void> CudaModel::router(std::size_t layer, std::uint32_t rows, bool decoding, bool ahead) {
   const Choice& up = choice_[layer % 2];
-  const auto choose = [&](const device::Matrix& w, float* p, std::uint32_t* ids, float* weights,
-                          std::uint32_t k, bool normalise, std::uint32_t* ids_up,
-                          float* weights_up) -> Result<void> {
-    STOKER_TRY_VOID(matmul(w, h_.data(), config_.hidden_size, p, config_.experts, rows));
+  const DeviceMoe& moe = weights_.layers[layer].moe;
+  const std::uint32_t hidden = config_.hidden_size;
+  // Those that are not wanted have no rows. The shared expert's gate is ready for it then.
+  const std::uint32_t shared_rows = config_.shared_intermediate != 0 ? rows : 0;
+  const device::Matrix& next = ahead ? weights_.layers[layer + 1].moe.router : moe.router;
+  STOKER_TRY_VOID(
+      matmuls({product(moe.router, h_.data(), hidden, router_.data(), config_.experts, rows),
+               product(next, h_.data(), hidden, ahead_.data(), config_.experts, ahead ? rows : 0),
+               product(moe.shared_scale, h_.data(), hidden, shared_sigma_.data(), 1, shared_rows)}));
+  const auto choose = [&](float* p, std::uint32_t* ids, float* weights, std::uint32_t k, bool normalise,
+                          std::uint32_t* ids_up, float* weights_up) -> Result<void> {
     STOKER_DEVICE("router", api_.top_k({.p = p,
                                         .ids = ids,
                                         .weights = weights,
@@ -302,13 +315,12 @@ Result<void> CudaModel::router(std::size_t layer, std::uint32_t rows, bool decod
     STOKER_DEVICE("reading the choice", api_.to_host(ids_up, ids, bytes, compute_.get()));
     return device_result(api_.to_host(weights_up, weights, bytes, compute_.get()), "reading the choice");
   };
-  STOKER_TRY_VOID(choose(weights_.layers[layer].moe.router, router_.data(), ids_.data(), topk_.data(),
-                         config_.experts_per_token, config_.norm_topk_prob, up.ids.data(),
-                         up.weights.data()));
+  STOKER_TRY_VOID(choose(router_.data(), ids_.data(), topk_.data(), config_.experts_per_token,
+                         config_.norm_topk_prob, up.ids.data(), up.weights.data()));
   if (ahead)
-    STOKER_TRY_VOID(choose(weights_.layers[layer + 1].moe.router, ahead_.data(), ahead_ids_.data(),
-                           ahead_scores_.data(), std::min(options_.lookahead, config_.experts), false,
-                           up.ahead_ids.data(), up.ahead_scores.data()));
+    STOKER_TRY_VOID(choose(ahead_.data(), ahead_ids_.data(), ahead_scores_.data(),
+                           std::min(options_.lookahead, config_.experts), false, up.ahead_ids.data(),
+                           up.ahead_scores.data()));
   if (!decoding || options_.lane == Lane::gpu || rows > options_.sequences) return {};
   return device_result(api_.to_host(h_up_.data(), h_.data(),
                                     std::size_t{rows} * config_.hidden_size * sizeof(float), compute_.get()),
@@ -318,9 +330,12 @@ Result<void> CudaModel::router(std::size_t layer, std::uint32_t rows, bool decod
 /// What combine() of `layer` found; its choice is still the current one.
 void CudaModel::take_flags(Step& step, std::size_t layer) {
   const std::uint32_t k = config_.experts_per_token;
+  const std::uint32_t slots = device::combine_slots(config_.hidden_size);
   for (std::uint32_t r = 0; r < step.rows.size(); ++r) {
-    if (flags_up_[r] == 0 || !step.row_alive(r)) continue;
-    const auto rank = static_cast<std::uint32_t>(std::countr_zero(flags_up_[r]));
+    const std::uint32_t* found = flags_up_.data() + std::size_t{r} * slots;
+    const std::uint32_t flags = std::accumulate(found, found + slots, 0U, std::bit_or<>());
+    if (flags == 0 || !step.row_alive(r)) continue;
+    const auto rank = static_cast<std::uint32_t>(std::countr_zero(flags));
     if (rank < k) {
       uses_.not_finite(step, layer, r * k + rank);
     } else {
@@ -357,14 +372,13 @@ Result<std::uint32_t> CudaModel::try_logits(Step& step, bool first) {
     const std::uint32_t count = std::min(kLogitRows, wanted - at);
     STOKER_TRY_VOID(norm(tables_at(down_device_.data()).x, weights_.final_norm, normed_.data(), count,
                          from_device_.data() + at));
-    STOKER_DEVICE("checking the final norm", api_.not_finite({.x = normed_.data(),
-                                                              .flags = flags_.data() + options_.step_tokens,
-                                                              .rows = count,
-                                                              .n = config_.hidden_size},
-                                                             compute_.get()));
-    STOKER_DEVICE("reading flags",
-                  api_.to_host(logit_flags_.data() + at, flags_.data() + options_.step_tokens,
-                               count * sizeof(std::uint32_t), compute_.get()));
+    STOKER_DEVICE(
+        "checking the final norm",
+        api_.not_finite(
+            {.x = normed_.data(), .flags = normed_flags_.data(), .rows = count, .n = config_.hidden_size},
+            compute_.get()));
+    STOKER_DEVICE("reading flags", api_.to_host(logit_flags_.data() + at, normed_flags_.data(),
+                                                count * sizeof(std::uint32_t), compute_.get()));
     STOKER_TRY_VOID(matmul(weights_.lm_head, normed_.data(), config_.hidden_size, logits_device_.data(),
                            config_.vocab_size, count));
     STOKER_DEVICE("reading logits", api_.to_host(out + at * vocab, logits_device_.data(),
@@ -386,15 +400,11 @@ Result<std::uint32_t> CudaModel::try_logits(Step& step, bool first) {
 Result<void> CudaModel::matmul(const device::Matrix& w, const float* x, std::uint32_t x_stride, float* y,
                                std::uint32_t y_stride, std::uint32_t rows, const std::uint32_t* scatter,
                                bool add) {
-  return device_result(api_.matmul({.w = w,
-                                    .x = x,
-                                    .y = y,
-                                    .x_stride = x_stride,
-                                    .y_stride = y_stride,
-                                    .scatter = scatter,
-                                    .rows = rows,
-                                    .add = add},
-                                   compute_.get()),
+  return matmuls({product(w, x, x_stride, y, y_stride, rows, scatter, add)});
+}
+
+Result<void> CudaModel::matmuls(std::initializer_list<device::Matmul> list) {
+  return device_result(api_.matmuls(list.begin(), static_cast<std::uint32_t>(list.size()), compute_.get()),
                        "matrix product");
 }
 

@@ -17,6 +17,11 @@ constexpr unsigned kBlockKeys = kScoreThreads / 16 * kKeysPerHalfWarp;  ///< key
 constexpr unsigned kParts = kPagePositions / kBlockKeys;                ///< of a page
 constexpr unsigned kValueThreads = 128;
 constexpr unsigned kFinishThreads = 256;
+// Blocks of them that must fit into a multiprocessor. Left alone nvcc takes few registers for sm_80 and
+// sm_90, and reads arrive four at a time instead of sixteen.
+constexpr unsigned kScoreBlocks = 3;
+constexpr unsigned kValueBlocks = 4;
+constexpr unsigned kFinishBlocks = 2;
 static_assert(kPagePositions % kBlockKeys == 0 && kBlockKeys == 64, "score_keys has two keys per lane");
 
 /// The keys (which 0) or values (which 1) of one kv head in a page.
@@ -106,9 +111,57 @@ struct Queries {
   }
 };
 
+/// acc[n * kHeads + g] = this lane's part of query g times key n; both begin at the lane's first column. 64
+/// columns at a time, without a test in their way: all of their reads are sent before the first is needed.
+template <unsigned kHeads>
+__device__ __forceinline__ void multiply_keys(const float* (&key)[kKeysPerHalfWarp], const float* query,
+                                              unsigned dim, float (&acc)[kKeysPerHalfWarp * kHeads]) {
+  constexpr unsigned kGroups = 4;  ///< of 16 columns
+  unsigned base = 0;
+  STOKER_UNROLL_BY(1)
+  for (; base + 16 * kGroups <= dim; base += 16 * kGroups) {
+    float k[kGroups][kKeysPerHalfWarp];
+    STOKER_UNROLL
+    for (unsigned j = 0; j < kGroups; ++j) {
+      STOKER_UNROLL
+      for (unsigned n = 0; n < kKeysPerHalfWarp; ++n) k[j][n] = __ldg(key[n] + 16 * j);
+    }
+    STOKER_UNROLL
+    for (unsigned n = 0; n < kKeysPerHalfWarp; ++n) key[n] += 16 * kGroups;
+    STOKER_UNROLL
+    for (unsigned g = 0; g < kHeads; ++g) {
+      STOKER_UNROLL
+      for (unsigned j = 0; j < kGroups; ++j) {
+        const float x = query[g * dim + base + 16 * j];
+        STOKER_UNROLL
+        for (unsigned n = 0; n < kKeysPerHalfWarp; ++n)
+          acc[n * kHeads + g] = fmaf(x, k[j][n], acc[n * kHeads + g]);
+      }
+    }
+  }
+  STOKER_UNROLL_BY(1)
+  for (; base < dim; base += 16) {
+    const bool mine = base + lane16() < dim;
+    float k[kKeysPerHalfWarp];
+    STOKER_UNROLL
+    for (unsigned n = 0; n < kKeysPerHalfWarp; ++n) {
+      k[n] = mine ? __ldg(key[n]) : 0.0F;
+      key[n] += 16;
+    }
+    STOKER_UNROLL
+    for (unsigned g = 0; g < kHeads; ++g) {
+      const float x = mine ? query[g * dim + base] : 0.0F;
+      STOKER_UNROLL
+      for (unsigned n = 0; n < kKeysPerHalfWarp; ++n)
+        acc[n * kHeads + g] = fmaf(x, k[n], acc[n * kHeads + g]);
+    }
+  }
+}
+
 /// Scores of kBlockKeys keys and their maximum. Each half-warp multiplies four keys with all query heads.
 template <unsigned kHeads>
-__global__ void __launch_bounds__(kScoreThreads) score_keys(Attention a, Workspace work, unsigned first_row) {
+__global__ void __launch_bounds__(kScoreThreads, kScoreBlocks)
+    score_keys(Attention a, Workspace work, unsigned first_row) {
   STOKER_DYNAMIC_SHARED(float, queries);  // [kHeads][head_dim]
   STOKER_SHARED(float, scores, [kHeads][kBlockKeys]);
   const Queries<kHeads> q(a, first_row);
@@ -123,24 +176,11 @@ __global__ void __launch_bounds__(kScoreThreads) score_keys(Attention a, Workspa
   const float* keys = page_part(q.pages[position / kPagePositions], a.layer, 0, a.kv_heads, q.kv_head, dim) +
                       std::size_t{position % kPagePositions} * dim;
   const unsigned first = threadIdx.x / 16 * kKeysPerHalfWarp;
-  unsigned key_at[kKeysPerHalfWarp];
+  const float* key[kKeysPerHalfWarp];
   STOKER_UNROLL
-  for (unsigned n = 0; n < kKeysPerHalfWarp; ++n) key_at[n] = min(first + n, count - 1) * dim;
+  for (unsigned n = 0; n < kKeysPerHalfWarp; ++n) key[n] = keys + min(first + n, count - 1) * dim + lane16();
   float acc[kKeysPerHalfWarp * kHeads] = {};
-  STOKER_UNROLL_BY(4)
-  for (unsigned base = 0; base < dim; base += 16) {
-    const unsigned i = base + lane16();
-    float k[kKeysPerHalfWarp];
-    STOKER_UNROLL
-    for (unsigned n = 0; n < kKeysPerHalfWarp; ++n) k[n] = i < dim ? __ldg(keys + key_at[n] + i) : 0.0F;
-    STOKER_UNROLL
-    for (unsigned g = 0; g < kHeads; ++g) {
-      const float x = i < dim ? queries[g * dim + i] : 0.0F;
-      STOKER_UNROLL
-      for (unsigned n = 0; n < kKeysPerHalfWarp; ++n)
-        acc[n * kHeads + g] = fmaf(x, k[n], acc[n * kHeads + g]);
-    }
-  }
+  multiply_keys<kHeads>(key, queries + lane16(), dim, acc);
   for_lane_sums(acc, [&](unsigned o, float sum, bool mine) {
     if (mine) scores[o % kHeads][first + o / kHeads] = sum * a.scale;
   });
@@ -169,7 +209,7 @@ struct alignas(kHeads < 4 ? 4 * kHeads : 16) Weights {
 /// e = exp(score - maximum) of one page, their sum, and the sum of e times value for kValueThreads
 /// dimensions.
 template <unsigned kHeads>
-__global__ void __launch_bounds__(kValueThreads)
+__global__ void __launch_bounds__(kValueThreads, kValueBlocks)
     weigh_values(Attention a, Workspace work, unsigned first_row) {
   STOKER_SHARED(Weights<kHeads>, weights, [kPagePositions]);
   STOKER_SHARED(float, maxima, [kHeads]);
@@ -221,7 +261,7 @@ __global__ void __launch_bounds__(kValueThreads)
 }
 
 /// A block per head and row: sums over the pages in order, quotient and gate.
-__global__ void __launch_bounds__(kFinishThreads)
+__global__ void __launch_bounds__(kFinishThreads, kFinishBlocks)
     finish_rows(Attention a, Workspace work, unsigned first_row) {
   const unsigned row = first_row + blockIdx.y;
   const std::size_t slot = std::size_t{blockIdx.y} * a.heads + blockIdx.x;

@@ -54,73 +54,98 @@ struct DeltaShared {
   float* kq;     ///< [tokens]
   float* decay;  ///< [tokens]
   float* beta;   ///< [tokens]
+  float* r;      ///< [tokens], 1 / root mean square of the output
   __device__ DeltaShared(float* memory, unsigned tokens, unsigned dk, unsigned dv)
       : q(memory),
         k(q + tokens * dk),
         o(k + tokens * dk),
         kq(o + tokens * dv),
         decay(kq + tokens),
-        beta(decay + tokens) {}
+        beta(decay + tokens),
+        r(beta + tokens) {}
 };
 constexpr std::size_t delta_shared_bytes(std::size_t tokens, std::size_t dk, std::size_t dv) {
-  return tokens * (2 * dk + dv + 3) * sizeof(float);
+  return tokens * (2 * dk + dv + 4) * sizeof(float);
 }
 static_assert(delta_shared_bytes(1, kKeyDimMax, kHeadDimMax) <= kSharedBytesMax, "the largest head fits");
 
-/// Brings a token's v, and what its columns have in common: by a half-warp q, k and k . q, by a thread decay
-/// and beta.
+/// A token's decay and beta, by a thread each: double precision is slow on most cards. The last warp and
+/// another one do it, which have no token's q and k to prepare when there are few (decoding has one).
+__device__ __forceinline__ void prepare_decay(const DeltaRule& a, unsigned first_row, unsigned tokens,
+                                              unsigned head, const DeltaShared& shared) {
+  const unsigned warp = threadIdx.x / 32;
+  const unsigned last = blockDim.x / 32 - 1;
+  const unsigned t = threadIdx.x % 32;
+  if (t >= tokens) return;
+  const float* ba = a.ba + std::size_t{first_row + t} * 2 * a.value_heads + head;
+  if (warp == last) shared.decay[t] = delta_decay(a.neg_exp_a[head], ba[a.value_heads], a.dt_bias[head]);
+  if (warp == last / 2) shared.beta[t] = sigmoid_exact(ba[0]);
+}
+
+/// Brings a token's v, and by a half-warp what its columns have in common: q, k and k . q.
 __device__ __forceinline__ void prepare_tokens(const DeltaRule& a, unsigned first_row, unsigned tokens,
                                                unsigned head, const DeltaShared& shared) {
   const unsigned key_dim = a.key_heads * a.dk;
   const unsigned channels = 2 * key_dim + a.value_heads * a.dv;
   const unsigned key_head = head / (a.value_heads / a.key_heads);
-  const unsigned half_warps = blockDim.x / 16;
-  // Both half-warps of a warp go round equally often; beyond the end they redo the last token's sums.
-  const unsigned rounds = (tokens + half_warps - 1) / half_warps;
-  for (unsigned round = 0; round < rounds; ++round) {
-    const unsigned t = round * half_warps + threadIdx.x / 16;
-    const bool alive = t < tokens;
+  const float* v = a.qkv + std::size_t{first_row} * channels + 2 * key_dim + head * a.dv + threadIdx.x;
+  // On its way while the rest is computed: decoding has no other.
+  const float first_v = threadIdx.x < a.dv ? __ldg(v) : 0.0F;
+  prepare_decay(a, first_row, tokens, head, shared);
+  // Both half-warps of a warp go round equally often; beyond the end one redoes the last token's sums.
+  for (unsigned base = threadIdx.x / 32 * 2; base < tokens; base += blockDim.x / 16) {
+    const unsigned t = base + threadIdx.x / 16 % 2;
     const float* x = a.qkv + std::size_t{first_row + min(t, tokens - 1)} * channels + key_head * a.dk;
-    const float q_norm = 1.0F / sqrtf(dot(x, x, a.dk) + a.l2_eps);
-    const float k_norm = 1.0F / sqrtf(dot(x + key_dim, x + key_dim, a.dk) + a.l2_eps);
+    // As dot() of q with itself, and of k, but all reads are sent before the first sum is made.
+    float qq = 0.0F;
+    float kk = 0.0F;
+    for (unsigned i = lane16(), end = 0; end < a.dk; end += 16, i += 16) {
+      const float q = i < a.dk ? __ldg(x + i) : 0.0F;
+      const float k = i < a.dk ? __ldg(x + key_dim + i) : 0.0F;
+      qq = fmaf(q, q, qq);
+      kk = fmaf(k, k, kk);
+    }
+    const float q_norm = 1.0F / sqrtf(lane_sum(qq) + a.l2_eps);
+    const float k_norm = 1.0F / sqrtf(lane_sum(kk) + a.l2_eps);
     float acc = 0.0F;
-    for (unsigned base = 0; base < a.dk; base += 16) {
-      const unsigned i = base + lane16();
-      const float q = i < a.dk ? x[i] * q_norm * a.q_scale : 0.0F;
-      const float k = i < a.dk ? x[key_dim + i] * k_norm * 1.0F : 0.0F;
+    for (unsigned i = lane16(), end = 0; end < a.dk; end += 16, i += 16) {
+      const float q = i < a.dk ? __ldg(x + i) * q_norm * a.q_scale : 0.0F;
+      const float k = i < a.dk ? __ldg(x + key_dim + i) * k_norm * 1.0F : 0.0F;
       acc = fmaf(k, q, acc);
-      if (!alive || i >= a.dk) continue;
+      if (t >= tokens || i >= a.dk) continue;
       shared.q[t * a.dk + i] = q;
       shared.k[t * a.dk + i] = k;
     }
     const float kq = lane_sum(acc);
-    if (alive && lane16() == 0) shared.kq[t] = kq;
+    if (t < tokens && lane16() == 0) shared.kq[t] = kq;
   }
-  const float* v = a.qkv + std::size_t{first_row} * channels + 2 * key_dim + head * a.dv;
-  for (unsigned t = 0; threadIdx.x < a.dv && t < tokens; ++t)
-    shared.o[t * a.dv + threadIdx.x] = v[std::size_t{t} * channels + threadIdx.x];
-  // Double precision is slow on most cards: once per token, not per column.
-  if (threadIdx.x < tokens) {
-    const float* ba = a.ba + std::size_t{first_row + threadIdx.x} * 2 * a.value_heads;
-    shared.decay[threadIdx.x] = delta_decay(a.neg_exp_a[head], ba[a.value_heads + head], a.dt_bias[head]);
-    shared.beta[threadIdx.x] = sigmoid_exact(ba[head]);
-  }
+  if (threadIdx.x >= a.dv) return;
+  shared.o[threadIdx.x] = first_v;
+  for (unsigned t = 1; t < tokens; ++t)
+    shared.o[t * a.dv + threadIdx.x] = __ldg(v + std::size_t{t} * channels);
 }
 
-/// The gated norm of the tokens' outputs, a half-warp per token.
+/// The gated norm of the tokens' outputs: a half-warp sums a token, then a thread has a column.
 __device__ __forceinline__ void finish_tokens(const DeltaRule& a, unsigned first_row, unsigned tokens,
                                               unsigned head, const DeltaShared& shared) {
-  const unsigned half_warps = blockDim.x / 16;
-  const unsigned rounds = (tokens + half_warps - 1) / half_warps;
-  for (unsigned round = 0; round < rounds; ++round) {
-    const unsigned t = round * half_warps + threadIdx.x / 16;
+  const unsigned j = threadIdx.x;
+  const float* z = a.z + std::size_t{first_row} * a.z_stride + head * a.dv + j;
+  float* out = a.out + (std::size_t{first_row} * a.value_heads + head) * a.dv + j;
+  const float norm = j < a.dv ? __ldg(a.norm + j) : 0.0F;
+  float next = j < a.dv ? __ldg(z) : 0.0F;
+  for (unsigned base = threadIdx.x / 32 * 2; base < tokens; base += blockDim.x / 16) {
+    const unsigned t = base + threadIdx.x / 16 % 2;
     const float* o = shared.o + min(t, tokens - 1) * a.dv;
     const float mean = dot(o, o, a.dv) / static_cast<float>(a.dv);
-    const float r = 1.0F / sqrtf(mean + a.norm_eps);
-    if (t >= tokens) continue;
-    const float* z = a.z + std::size_t{first_row + t} * a.z_stride + head * a.dv;
-    float* out = a.out + (std::size_t{first_row + t} * a.value_heads + head) * a.dv;
-    for (unsigned j = lane16(); j < a.dv; j += 16) out[j] = o[j] * r * a.norm[j] * silu_lane(z[j]);
+    if (t < tokens && lane16() == 0) shared.r[t] = 1.0F / sqrtf(mean + a.norm_eps);
+  }
+  __syncthreads();
+  if (j >= a.dv) return;
+  for (unsigned t = 0; t < tokens; ++t) {
+    const float gate = next;
+    if (t + 1 < tokens) next = __ldg(z + std::size_t{t + 1} * a.z_stride);
+    out[std::size_t{t} * a.value_heads * a.dv] =
+        shared.o[t * a.dv + j] * shared.r[t] * norm * silu_lane(gate);
   }
 }
 
@@ -175,16 +200,20 @@ __device__ __forceinline__ float delta_column(float* s, unsigned stride, unsigne
 }
 
 /// A block per segment and value head, a thread per column of its state, a round per `most` tokens.
-/// kKeys: dk, when the state fits into registers, else 0.
-template <unsigned kKeys>
+/// kKeys: dk, when the state fits into registers, else 0. kColumns: dv, when it is the usual one, else 0:
+/// constant distances, and no test, in the reads and writes of the state, which are most of a decode step.
+template <unsigned kKeys, unsigned kColumns>
 __global__ void __launch_bounds__(kKeys > 0 ? 256 : 1024, 1) delta_rule(DeltaRule a, unsigned most) {
   STOKER_DYNAMIC_SHARED(float, memory);
+  // From here on they are constants.
+  if constexpr (kKeys > 0) a.dk = kKeys;
+  if constexpr (kColumns > 0) a.dv = kColumns;
   const DeltaShared shared(memory, most, a.dk, a.dv);
   const Segment segment = a.step.segments[blockIdx.y];
   if (segment.rows == 0) return;
   const unsigned head = blockIdx.x;
   const unsigned column = threadIdx.x;
-  const bool alive = column < a.dv;
+  const bool alive = kColumns > 0 || column < a.dv;
   float* state = segment.recurrent + (std::size_t{a.layer} * a.value_heads + head) * a.dk * a.dv + column;
   float s[kKeys > 0 ? kKeys : 4];
   if constexpr (kKeys > 0) {
@@ -242,9 +271,11 @@ Status launch_delta_rule(const DeltaRule& a, Stream* s) {
   const std::size_t bytes = delta_shared_bytes(tokens, a.dk, a.dv);
   const dim3 grid(a.value_heads, a.step.segment_count);
   const unsigned threads = (a.dv + 31) / 32 * 32;
+  if (a.dk == 128 && a.dv == 128)
+    return STOKER_LAUNCH((delta_rule<128, 128>), grid, threads, bytes, s, a, tokens);
   if (a.dk == 128 && threads <= 256)
-    return STOKER_LAUNCH(delta_rule<128>, grid, threads, bytes, s, a, tokens);
-  return STOKER_LAUNCH(delta_rule<0>, grid, threads, bytes, s, a, tokens);
+    return STOKER_LAUNCH((delta_rule<128, 0>), grid, threads, bytes, s, a, tokens);
+  return STOKER_LAUNCH((delta_rule<0, 0>), grid, threads, bytes, s, a, tokens);
 }
 
 }  // namespace stoker::device

@@ -73,10 +73,14 @@ __device__ __forceinline__ void for_pairs(unsigned count, const Body& body) {
         body(std::integral_constant<int, 8>{}, at);
         continue;
       }
+    }
+    if constexpr (kMost >= 4) {
       if (left > 2) {
         body(std::integral_constant<int, 4>{}, at);
         continue;
       }
+    }
+    if constexpr (kMost >= 2) {
       if (left > 1) {
         body(std::integral_constant<int, 2>{}, at);
         continue;
@@ -88,7 +92,7 @@ __device__ __forceinline__ void for_pairs(unsigned count, const Body& body) {
 
 /// A half-warp has two rows of gate and the same two of up.
 template <Code kCode, int kMost>
-__global__ void __launch_bounds__(kFewThreads, kBlocksAtOnce<kMost>) inner_few(Experts a) {
+__global__ void __launch_bounds__(kFewThreads, kBlocksAtOnce<kMost>) inner_few(Experts a, TileOf tile_of) {
   STOKER_SHARED(ChunkBuffer, buffers, [kFewHalfWarps]);
   const Work w = work_of(a);
   const unsigned half_warp = threadIdx.x / 16;
@@ -101,7 +105,7 @@ __global__ void __launch_bounds__(kFewThreads, kBlocksAtOnce<kMost>) inner_few(E
     STOKER_UNROLL
     for (unsigned i = 0; i < kX; ++i) x_at[i] = static_cast<unsigned>(input_at(a, w, at + i));
     float acc[4 * kX];
-    few_rows<kCode, kX>(rows, a.hidden, a.block_cols, a.h, x_at, buffers[half_warp], acc);
+    few_rows<kCode, kX>(rows, a.hidden, tile_of, a.h, x_at, buffers[half_warp], acc);
     for_lane_sums(acc, [&](unsigned o, float sum, bool mine) {
       put_inner(a, w, at + o % kX, first + o / kX % 2, sum, mine);
     });
@@ -109,7 +113,7 @@ __global__ void __launch_bounds__(kFewThreads, kBlocksAtOnce<kMost>) inner_few(E
 }
 
 template <Code kCode, int kMost>
-__global__ void __launch_bounds__(kFewThreads, kBlocksAtOnce<kMost>) down_few(Experts a) {
+__global__ void __launch_bounds__(kFewThreads, kBlocksAtOnce<kMost>) down_few(Experts a, TileOf tile_of) {
   STOKER_SHARED(ChunkBuffer, buffers, [kFewHalfWarps]);
   const Work w = work_of(a);
   const unsigned half_warp = threadIdx.x / 16;
@@ -123,7 +127,7 @@ __global__ void __launch_bounds__(kFewThreads, kBlocksAtOnce<kMost>) down_few(Ex
     STOKER_UNROLL
     for (unsigned i = 0; i < kX; ++i) x_at[i] = static_cast<unsigned>(inner_at(a, w, at + i));
     float acc[4 * kX];
-    few_rows<kCode, kX>(rows, a.inner, a.block_cols, a.gate, x_at, buffers[half_warp], acc);
+    few_rows<kCode, kX>(rows, a.inner, tile_of, a.gate, x_at, buffers[half_warp], acc);
     for_lane_sums(acc, [&](unsigned o, float sum, bool mine) {
       if (mine) put_out(a, w, at + o % kX, first + o / kX, sum);
     });
@@ -207,8 +211,11 @@ template <Code kCode>
 Status inner_as(const Experts& a, Stream* s) {
   if (a.most_pairs <= kFewPairs && few_rows_fit(kCode, a.hidden, a.block_cols)) {
     const dim3 grid(blocks(a.inner, 2 * kFewHalfWarps), a.count);
-    if (a.most_pairs == 1) return STOKER_LAUNCH((inner_few<kCode, 1>), grid, kFewThreads, 0, s, a);
-    return STOKER_LAUNCH((inner_few<kCode, 8>), grid, kFewThreads, 0, s, a);
+    const TileOf tiles = tile_of(a.hidden, a.block_cols);
+    if (a.most_pairs == 1) return STOKER_LAUNCH((inner_few<kCode, 1>), grid, kFewThreads, 0, s, a, tiles);
+    if (a.most_pairs == 2) return STOKER_LAUNCH((inner_few<kCode, 2>), grid, kFewThreads, 0, s, a, tiles);
+    if (a.most_pairs <= 4) return STOKER_LAUNCH((inner_few<kCode, 4>), grid, kFewThreads, 0, s, a, tiles);
+    return STOKER_LAUNCH((inner_few<kCode, 8>), grid, kFewThreads, 0, s, a, tiles);
   }
   if (tile_fits(a.h, a.hidden, kCode, a.hidden, a.block_cols)) {
     const dim3 grid(min(blocks(a.most_pairs, kTileX), kTilesAtOnce), a.count, blocks(a.inner, kTileW / 2));
@@ -221,8 +228,11 @@ template <Code kCode>
 Status down_as(const Experts& a, Stream* s) {
   if (a.most_pairs <= kFewPairs && few_rows_fit(kCode, a.inner, a.block_cols)) {
     const dim3 grid(blocks(a.hidden, 4 * kFewHalfWarps), a.count);
-    if (a.most_pairs == 1) return STOKER_LAUNCH((down_few<kCode, 1>), grid, kFewThreads, 0, s, a);
-    return STOKER_LAUNCH((down_few<kCode, 8>), grid, kFewThreads, 0, s, a);
+    const TileOf tiles = tile_of(a.inner, a.block_cols);
+    if (a.most_pairs == 1) return STOKER_LAUNCH((down_few<kCode, 1>), grid, kFewThreads, 0, s, a, tiles);
+    if (a.most_pairs == 2) return STOKER_LAUNCH((down_few<kCode, 2>), grid, kFewThreads, 0, s, a, tiles);
+    if (a.most_pairs <= 4) return STOKER_LAUNCH((down_few<kCode, 4>), grid, kFewThreads, 0, s, a, tiles);
+    return STOKER_LAUNCH((down_few<kCode, 8>), grid, kFewThreads, 0, s, a, tiles);
   }
   if (tile_fits(a.gate, a.inner, kCode, a.inner, a.block_cols)) {
     const dim3 grid(min(blocks(a.most_pairs, kTileX), kTilesAtOnce), a.count, blocks(a.hidden, kTileW));

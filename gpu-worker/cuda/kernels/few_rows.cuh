@@ -34,12 +34,29 @@ struct Chunk {
 inline bool few_rows_fit(Code code, std::uint32_t cols, std::uint32_t block_cols) {
   switch (code) {
     case Code::f8_e4m3:
-      return cols % 16 == 0 && (block_cols % 128 == 0 || block_cols >= cols);
+      return cols % 16 == 0 && cols < 128U << 16 && (block_cols % 128 == 0 || block_cols >= cols);
     case Code::f32:
       return cols % 4 == 0;
     default:
       return cols % 8 == 0;
   }
+}
+
+/// Which tile of a row 128 columns belong to, without a division or a branch: the 128 columns' number times
+/// the reciprocal of how many a tile has, rounded up. 0: tiles of 128 columns, their number is the tile's.
+struct TileOf {
+  unsigned reciprocal;
+  __device__ __forceinline__ unsigned operator()(unsigned part) const {
+    const unsigned tile = static_cast<unsigned>(std::uint64_t{part} * reciprocal >> 32);
+    return reciprocal == 0 ? part : tile;
+  }
+};
+/// For rows that few_rows() can do. Right while the parts of a row are fewer than 2^16.
+inline TileOf tile_of(std::uint32_t cols, std::uint32_t block_cols) {
+  if (block_cols == 0) return {0};  // not FP8: no tiles
+  const std::uint32_t parts = cols / 128 + 1;
+  const std::uint32_t of_tile = block_cols / 128 < parts && block_cols % 128 == 0 ? block_cols / 128 : parts;
+  return {of_tile == 1 ? 0 : 0xFFFF'FFFFU / of_tile + 1};
 }
 
 /// Quarter q of a slot lies elsewhere in every second slot, so that neither the 8 threads that store at a
@@ -157,8 +174,8 @@ __device__ __forceinline__ void multiply_chunk(const ChunkBuffer& buffer, const 
 template <Code kCode>
 class FourRows {
  public:
-  __device__ FourRows(const RowView (&rows)[4], unsigned cols, unsigned block_cols, ChunkBuffer& buffer)
-      : buffer_(buffer), cols_(cols), block_cols_(block_cols) {
+  __device__ FourRows(const RowView (&rows)[4], unsigned cols, TileOf tile_of, ChunkBuffer& buffer)
+      : buffer_(buffer), cols_(cols), tile_of_(tile_of) {
     STOKER_UNROLL
     for (unsigned r = 0; r < 4; ++r) {
       data_[r] = rows[r].data + lane16() * 16;
@@ -166,7 +183,8 @@ class FourRows {
     }
   }
 
-  /// What one lane has asked memory for: its 16 bytes of each row and, in lanes 0 to 7, one scale.
+  /// What one lane has asked memory for: its 16 bytes of each row and one scale, lanes 8 to 15 those of 0 to
+  /// 7 again, which costs nothing and needs no branch.
   struct Load {
     uint4 bytes[4];
     float scale;
@@ -182,10 +200,8 @@ class FourRows {
               : make_uint4(0, 0, 0, 0);
     }
     if constexpr (kCode == Code::f8_e4m3) {
-      const unsigned part = base / 128 + lane16() / 4;
-      const unsigned at =
-          block_cols_ == 128 ? part : part * 128 / block_cols_;  // the usual, without division
-      out.scale = lane16() < 8 && (kWhole || part * 128 < cols_) ? __ldg(scales_ + at) * kF8Fold : 0.0F;
+      const unsigned part = base / 128 + lane16() / 4 % 2;
+      out.scale = kWhole || part * 128 < cols_ ? __ldg(scales_ + tile_of_(part)) * kF8Fold : 0.0F;
     }
   }
   __device__ __forceinline__ void store(const Load& in) {
@@ -204,18 +220,19 @@ class FourRows {
   ChunkBuffer& buffer_;
   const unsigned char* data_[4];  ///< this lane's part
   const float* scales_;           ///< of row lane % 4
-  unsigned cols_, block_cols_;
+  unsigned cols_;
+  TileOf tile_of_;
 };
 
 /// acc[r * kX + n] = this lane's part of rows[r] . (x + x_at[n]); see for_lane_sums. Whole warps, cols alike.
 /// Loads run kDepth chunks ahead: with few rows of x, waiting is all there is to do.
 template <Code kCode, int kX>
-__device__ __forceinline__ void few_rows(const RowView (&rows)[4], unsigned cols, unsigned block_cols,
+__device__ __forceinline__ void few_rows(const RowView (&rows)[4], unsigned cols, TileOf tile_of,
                                          const float* x, const unsigned (&x_at)[kX], ChunkBuffer& buffer,
                                          float (&acc)[4 * kX]) {
   constexpr unsigned kColumns = Chunk<kCode>::kColumns;
   constexpr unsigned kDepth = kX == 1 ? 4 : kX == 8 ? 1 : 2;
-  FourRows<kCode> w(rows, cols, block_cols, buffer);
+  FourRows<kCode> w(rows, cols, tile_of, buffer);
   const LaneOffsets<kCode> lanes;
   const unsigned whole = cols / kColumns * kColumns;
   unsigned nans = 0;

@@ -66,8 +66,9 @@ __device__ __forceinline__ void for_lane_sums(float (&acc)[kCount], const Body& 
 __device__ __forceinline__ float dot(const float* a, const float* b, unsigned n) {
   float acc = 0.0F;
   const unsigned whole = n / 16 * 16;
-  unsigned k = lane16();
-  for (; k < whole; k += 16) acc = fmaf(a[k], b[k], acc);
+  // Counts what all lanes have in common: so nvcc sees how often it goes round when n is a constant.
+  for (unsigned base = 0; base < whole; base += 16) acc = fmaf(a[base + lane16()], b[base + lane16()], acc);
+  const unsigned k = whole + lane16();
   if (whole < n) acc = fmaf(k < n ? a[k] : 0.0F, k < n ? b[k] : 0.0F, acc);
   return lane_sum(acc);
 }
@@ -98,6 +99,23 @@ __device__ __forceinline__ bool is_not_finite(float x) {
 
 /// The larger of two as the CPU's softmax has it: a NaN never replaces a number.
 __device__ __forceinline__ float larger(float a, float b) { return b > a ? b : a; }
+
+/// The largest, or smallest, of what the lanes of a warp bring; every lane gets it.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+__device__ __forceinline__ unsigned warp_max(unsigned v) { return __reduce_max_sync(kAllLanes, v); }
+__device__ __forceinline__ unsigned warp_min(unsigned v) { return __reduce_min_sync(kAllLanes, v); }
+#else
+__device__ __forceinline__ unsigned warp_max(unsigned v) {
+  STOKER_UNROLL
+  for (int mask = 16; mask > 0; mask /= 2) v = max(v, __shfl_xor_sync(kAllLanes, v, mask));
+  return v;
+}
+__device__ __forceinline__ unsigned warp_min(unsigned v) {
+  STOKER_UNROLL
+  for (int mask = 16; mask > 0; mask /= 2) v = min(v, __shfl_xor_sync(kAllLanes, v, mask));
+  return v;
+}
+#endif
 
 /// The top bit of each byte that is a NaN code, 0x7F or 0xFF.
 __device__ __forceinline__ unsigned f8_nans(unsigned codes) {

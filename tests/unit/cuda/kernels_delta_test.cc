@@ -2,6 +2,7 @@
 // included, and double precision.
 #include "gpu-worker/scalar_math.h"
 #include "tests/unit/cuda/kernels_rig.h"
+#include "tests/unit/cuda/kernels_seeds.h"
 
 namespace stoker::testing {
 namespace {
@@ -184,7 +185,7 @@ struct Delta {
 }  // namespace
 
 TEST_CASE("convolution: bits and state of the CPU, segments shorter than the taps too") {
-  for (const unsigned seed : {1U, 2U, 3U}) {
+  for (const unsigned seed : seeds()) {
     for (const Conv& c : {Conv{20, 4, 0}, Conv{300, 4, 7}, Conv{33, 2, 1}, Conv{16, 1, 0}, Conv{40, 8, 2}}) {
       INFO("seed " << seed << ", " << c.channels << " channels, " << c.taps << " taps");
       Gpu gpu(seed);
@@ -194,7 +195,7 @@ TEST_CASE("convolution: bits and state of the CPU, segments shorter than the tap
 }
 
 TEST_CASE("delta rule: bits and state of the CPU, any cut into segments") {
-  for (const unsigned seed : {1U, 2U, 3U}) {
+  for (const unsigned seed : seeds()) {
     for (const Delta& d : {Delta{1, 2, 4, 4}, Delta{2, 2, 16, 20}, Delta{1, 3, 24, 72}, Delta{1, 1, 64, 200},
                            Delta{2, 4, 128, 128}, Delta{1, 2, 128, 24}, Delta{1, 1, 256, 128}}) {
       INFO("seed " << seed << ", " << d.dk << " x " << d.dv);

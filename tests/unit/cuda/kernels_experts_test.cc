@@ -126,8 +126,13 @@ TEST_CASE("experts: every code, shape and number of pairs") {
     for (const Layer& l :
          {Layer{dtype, 256, 128, 128, 128}, Layer{dtype, 40, 24, 16, 16}, Layer{dtype, 72, 33, 5, 7},
           Layer{dtype, 328, 144, 128, 128}, Layer{dtype, 272, 32, 128, 256}}) {
-      for (const std::vector<std::uint32_t>& counts :
-           {std::vector<std::uint32_t>{1, 1, 0, 1}, {2, 1, 5}, {8, 3, 16, 4}, {33, 0, 7}, {90, 1}}) {
+      for (const std::vector<std::uint32_t>& counts : {std::vector<std::uint32_t>{1, 1, 0, 1},
+                                                       {2, 1, 0, 2},
+                                                       {3, 1, 4},
+                                                       {2, 1, 5},
+                                                       {8, 3, 16, 4},
+                                                       {33, 0, 7},
+                                                       {90, 1}}) {
         INFO(dtype_name(dtype) << " hidden " << l.hidden << " inner " << l.inner << ", first count "
                                << counts[0]);
         Gpu gpu(++seed % 3 + 1);

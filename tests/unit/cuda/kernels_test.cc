@@ -6,6 +6,7 @@
 
 #include "gpu-worker/scalar_math.h"
 #include "tests/unit/cuda/kernels_rig.h"
+#include "tests/unit/cuda/kernels_seeds.h"
 
 namespace stoker::testing {
 namespace {
@@ -72,7 +73,7 @@ struct Product {
 }  // namespace
 
 TEST_CASE("rms_norm: bits of the CPU, rows by index") {
-  for (const unsigned seed : {1U, 2U, 3U}) {
+  for (const unsigned seed : seeds()) {
     for (const std::uint32_t n : {1U, 5U, 16U, 17U, 100U, 128U, 2048U}) {
       INFO("seed " << seed << ", n " << n);
       Gpu gpu(seed);
@@ -135,16 +136,17 @@ TEST_CASE("silu_mul and not_finite: every length, every kind of number") {
 }
 
 TEST_CASE("matmul: bits of the CPU for every code, shape and number of rows") {
-  const Shape shapes[] = {{1, 1, 128, 128},     {3, 5, 128, 128},  {17, 40, 16, 16},     {33, 130, 128, 128},
-                          {9, 256, 32, 64},     {12, 100, 5, 7},   {70, 512, 128, 128},  {21, 515, 128, 256},
-                          {65, 272, 128, 128},  {40, 384, 3, 128}, {37, 1296, 128, 256}, {5, 48, 128, 128},
-                          {130, 1416, 128, 128}};
+  const Shape shapes[] = {{1, 1, 128, 128},      {3, 5, 128, 128},  {17, 40, 16, 16},     {33, 130, 128, 128},
+                          {9, 256, 32, 64},      {12, 100, 5, 7},   {70, 512, 128, 128},  {21, 515, 128, 256},
+                          {65, 272, 128, 128},   {40, 384, 3, 128}, {37, 1296, 128, 256}, {5, 48, 128, 128},
+                          {130, 1416, 128, 128}, {6, 1296, 3, 384}, {5, 1040, 4, 2000}};
   unsigned seed = 0;
   for (const DType dtype : kDTypes) {
     for (const Shape& s : shapes) {
       Gpu gpu(++seed % 3 + 1);
       Random random(seed);
-      const Stored w(random, dtype, s.rows, s.cols, s.block_rows, s.block_cols);
+      const bool tiles = dtype == DType::f8_e4m3;  // others have none, as in a model
+      const Stored w(random, dtype, s.rows, s.cols, tiles ? s.block_rows : 0, tiles ? s.block_cols : 0);
       std::vector<std::uint32_t> scatter(s.rows);
       for (std::uint32_t r = 0; r < s.rows; ++r) scatter[r] = s.rows - 1 - r;
       for (const std::uint32_t n : {1U, 2U, 3U, 5U, 8U, 9U, 33U}) {
@@ -152,6 +154,43 @@ TEST_CASE("matmul: bits of the CPU for every code, shape and number of rows") {
         Product{n}.check(gpu, random, w);
         Product{n, 1, n % 2 == 1, &scatter}.check(gpu, random, w);
         Product{n, 6, n % 2 == 0}.check(gpu, random, w);
+      }
+    }
+  }
+}
+
+TEST_CASE("matmuls: one launch or several, the bits of each alone") {
+  const std::vector<DType> groups[] = {
+      {DType::f8_e4m3, DType::bf16},           {DType::bf16, DType::f8_e4m3, DType::f8_e4m3},
+      {DType::bf16, DType::bf16, DType::bf16}, {DType::f16, DType::f16},
+      {DType::f32, DType::f32, DType::bf16},   {DType::f8_e4m3, DType::bf16, DType::f32}};
+  const std::uint32_t rows[] = {70, 1, 130}, cols = 272;
+  unsigned seed = 0;
+  for (const auto& dtypes : groups) {
+    for (const std::uint32_t n : {1U, 2U, 3U, 8U, 9U}) {
+      INFO(dtype_name(dtypes[0]) << " and " << dtype_name(dtypes.back()) << ", " << n << " rows of x");
+      Gpu gpu(++seed % 3 + 1);
+      Random random(seed);
+      const auto x = randoms(random, std::size_t{n} * cols);
+      const float* x_on_gpu = gpu.put(x);
+      std::vector<Stored> weights;
+      std::vector<device::Matmul> list;
+      for (std::size_t i = 0; i < dtypes.size(); ++i) {
+        const std::uint32_t tile = dtypes[i] == DType::f8_e4m3 ? 128 : 0;
+        weights.emplace_back(random, dtypes[i], rows[i], cols, tile, tile);
+        float* y = gpu.alloc<float>(std::size_t{n} * rows[i]);
+        list.push_back({weights[i].on(gpu), x_on_gpu, y, cols, rows[i], nullptr, n, false});
+      }
+      // One without rows is as if it were not there, even beyond the most.
+      device::Matmul none = list[0];
+      none.rows = 0;
+      list.insert(list.begin() + 1, none);
+      Gpu::must(gpu.api().matmuls(list.data(), static_cast<std::uint32_t>(list.size()), gpu.stream()));
+      list.erase(list.begin() + 1);
+      for (std::size_t i = 0; i < dtypes.size(); ++i) {
+        std::vector<float> want(std::size_t{n} * rows[i]);
+        cpu_matmul(*cpu_tables()[i % 2], weights[i].cpu(), x.data(), cols, n, want.data(), rows[i]);
+        check_bits(gpu.get(list[i].y, want.size()), want);
       }
     }
   }
@@ -244,8 +283,9 @@ TEST_CASE("top_k: softmax with the bits of the CPU, descending, ties by id") {
   struct Case {
     std::uint32_t experts, k;
   };
-  for (const unsigned seed : {1U, 2U, 3U}) {
-    for (const Case c : {Case{512, 10}, Case{8, 8}, Case{33, 5}, Case{1, 1}, Case{130, 1}}) {
+  for (const unsigned seed : seeds()) {
+    for (const Case c : {Case{512, 10}, Case{8, 8}, Case{33, 5}, Case{1, 1}, Case{130, 1}, Case{100, 40},
+                         Case{513, 3}, Case{600, 70}}) {
       for (const bool normalise : {false, true}) {
         INFO("seed " << seed << ", " << c.k << " of " << c.experts);
         Gpu gpu(seed);
@@ -295,7 +335,7 @@ TEST_CASE("top_k: softmax with the bits of the CPU, descending, ties by id") {
 }
 
 TEST_CASE("combine: ranks in order, then the shared expert; which ranks are not finite") {
-  for (const std::uint32_t k : {1U, 4U, 10U, 33U}) {
+  for (const std::uint32_t k : {1U, 4U, 8U, 10U, 33U}) {
     for (const bool shared : {false, true}) {
       INFO("k " << k);
       Gpu gpu(k % 3 + 1);
@@ -307,12 +347,15 @@ TEST_CASE("combine: ranks in order, then the shared expert; which ranks are not 
       out[(std::size_t{1} * k + k - 1) * kHidden + 529] = kInf;  // row 1, last rank
       out[std::size_t{2} * k * kHidden] = kNan;                  // row 2, rank 0
       float* on_gpu = gpu.put(x);
-      auto* bad = gpu.alloc<std::uint32_t>(kRows);
+      constexpr std::uint32_t kSlots = device::combine_slots(kHidden);
+      auto* bad = gpu.alloc<std::uint32_t>(kRows * kSlots);
       Gpu::must(gpu.api().combine({on_gpu, gpu.put(out), gpu.put(weights), shared ? gpu.put(add) : nullptr,
                                    shared ? gpu.put(gates) : nullptr, bad, kRows, k, kHidden},
                                   gpu.stream()));
       const auto got = gpu.get(on_gpu, x.size());
-      CHECK(gpu.get(bad, kRows) == std::vector<std::uint32_t>{0, 1U << std::min(k - 1, 31U), 1});
+      // Row 1 in its last slot, row 2 in its first.
+      CHECK(gpu.get(bad, kRows * kSlots) ==
+            std::vector<std::uint32_t>{0, 0, 0, 0, 0, 1U << std::min(k - 1, 31U), 1, 0, 0});
       for (const Kernels* kernels : cpu_tables()) {
         auto want = x;
         for (std::uint32_t r = 0; r < kRows; ++r) {
