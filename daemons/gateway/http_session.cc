@@ -46,7 +46,8 @@ struct Exchange {
       : plan(std::move(generation.plan)),
         reply(std::move(generation.reply)),
         write_error(generation.write_error),
-        answer(plan.tools, plan.one_call, [&service] { return "call_" + service.new_id(); }),
+        answer(
+            plan.tools, plan.one_call, [&service] { return "call_" + service.new_id(); }, plan.answer_begins),
         box(executor) {}
   Plan plan;
   std::unique_ptr<Reply> reply;
