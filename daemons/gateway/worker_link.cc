@@ -4,6 +4,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <utility>
@@ -11,6 +12,7 @@
 #include "daemons/common/log.h"
 #include "daemons/common/messages.h"
 #include "daemons/common/zmq_socket.h"
+#include "daemons/gateway/api_error.h"
 
 namespace stoker::gateway {
 
@@ -127,7 +129,8 @@ void WorkerLink::serve(WorkerClient& client) {
   status_due_ = clock_.now();
   while (!stopping()) {
     if (const auto sent = send_queued(client); !sent) return log_warn(sent.error().text());
-    const auto message = client.receive(status_due_ - clock_.now(), event_fd_.get());
+    const Duration wait_max = std::max(status_due_ - clock_.now(), Duration::zero());  // negative: for ever
+    const auto message = client.receive(wait_max, event_fd_.get());
     eventfd_t count = 0;
     static_cast<void>(::eventfd_read(event_fd_.get(), &count));
     if (!message) return log_warn(message.error().text());
@@ -141,8 +144,10 @@ Result<void> WorkerLink::send_queued(WorkerClient& client) {
     const std::lock_guard lock(mutex_);
     messages.swap(queued_);
   }
-  for (const wire::ClientMessage& message : messages) {
+  // Before the first is sent: should that fail, all of them are to be answered.
+  for (const wire::ClientMessage& message : messages)
     if (message.has_generate()) open_.insert(message.generate().id());
+  for (const wire::ClientMessage& message : messages) {
     const auto sent = client.send(message);
     if (sent) continue;
     if (sent.error().code != Errc::too_large) return sent;
@@ -165,7 +170,8 @@ void WorkerLink::handle(const wire::ServerMessage& message) {
   const std::string* id = id_of(message);
   if (id == nullptr) return;
   // An error without id is about all requests of this connection.
-  if (id->empty()) return end_all(message.error().code().c_str(), message.error().message());
+  if (id->empty() && message.has_error())
+    return end_all(message.error().code().c_str(), message.error().message());
   const bool over = message.has_done() || message.has_error() || message.has_tokens();
   if (!open_.contains(*id)) return;
   deliver_(*id, message);

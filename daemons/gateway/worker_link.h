@@ -61,7 +61,4 @@ class WorkerLink {
   std::thread thread_;
 };
 
-/// ErrorEvent codes that only the gateway makes.
-inline constexpr const char* kWorkerGone = "worker_gone";
-
 }  // namespace stoker::gateway
