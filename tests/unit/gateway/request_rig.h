@@ -36,17 +36,28 @@ inline Loose conversation_of(const Plan& plan) {
   return Loose::parse(plan.request.conversation_json());
 }
 
-/// What the worker makes of the plan's conversation, before answer_prefix.
-inline std::string rendered(const Plan& plan) {
+inline Result<std::string> render(const Plan& plan) {
   std::ifstream in(std::string(STOKER_TEXT_DATA) + "/chat_template.jinja");
   std::ostringstream jinja;
   jinja << in.rdbuf();
   const auto chat_template = ChatTemplate::parse(jinja.str());
   REQUIRE(chat_template.has_value());
   REQUIRE(plan.request.has_conversation_json());
-  const auto text = chat_template->render(plan.request.conversation_json(), true);
+  return chat_template->render(plan.request.conversation_json(), true);
+}
+
+/// What the worker makes of the plan's conversation, before answer_prefix.
+inline std::string rendered(const Plan& plan) {
+  const auto text = render(plan);
   if (!text) FAIL(text.error().text());
   return *text;
+}
+
+/// Why the worker refuses the plan's conversation.
+inline std::string not_rendered(const Plan& plan) {
+  const auto text = render(plan);
+  REQUIRE_FALSE(text.has_value());
+  return text.error().text();
 }
 
 }  // namespace stoker::gateway::test

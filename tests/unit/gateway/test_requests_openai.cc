@@ -224,6 +224,14 @@ TEST_CASE("chat: messages become what chat templates know") {
         "<|im_start|>assistant\n");
 }
 
+TEST_CASE("chat: pictures are refused by the worker, with a sentence") {
+  const Plan plan = good(chat_plan(json_of(R"({"messages": [{"role": "user", "content": [
+      {"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "data:"}}]}]})")));
+  const std::string why = not_rendered(plan);
+  CHECK(why.find("messages[0].content[1]") != std::string::npos);
+  CHECK(why.find("this model reads text only") != std::string::npos);
+}
+
 TEST_CASE("chat: tools reach the prompt in the order of their keys, and the answer's reader") {
   const Plan plan = good(chat("\"tools\": [" + kWeather + "]"));
   REQUIRE(plan.tools.size() == 1);
