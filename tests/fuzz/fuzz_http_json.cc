@@ -1,9 +1,11 @@
 // The body of a request to each of the gateway's APIs. Whatever it is, it is refused with a reason, or
 // becomes something that the worker's own checks can judge.
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <string>
 #include <string_view>
 
 #include "daemons/common/messages.h"
@@ -40,10 +42,103 @@ void check(const Expected<Plan>& plan) {
   require(parse_client(encode(message)).has_value());
 }
 
+class Maker {
+ public:
+  explicit Maker(std::string_view bytes) : bytes_(bytes) {}
+
+  Json value(int depth) {
+    switch (next() % (depth < 7 ? 10 : 6)) {
+      case 0:
+        return nullptr;
+      case 1:
+        return next() % 2 == 0;
+      case 2:
+        return static_cast<int>(next()) - 100;
+      case 3:
+        return next() / 16.0;
+      case 4:
+        return "text";
+      case 5:
+        return word();
+      case 6:
+      case 7: {
+        Json list = Json::array();
+        for (std::size_t n = next() % 4; n > 0; --n) list.push_back(value(depth + 1));
+        return list;
+      }
+      default: {
+        Json object = Json::object();
+        for (std::size_t n = next() % 8; n > 0; --n) {
+          const std::string key = word();
+          object[key] = value(depth + 1);
+        }
+        return object;
+      }
+    }
+  }
+
+ private:
+  std::uint8_t next() {
+    if (bytes_.empty()) return 0;
+    const auto byte = static_cast<std::uint8_t>(bytes_.front());
+    bytes_.remove_prefix(1);
+    return byte;
+  }
+  std::string word() {
+    static constexpr std::array kWords = {"messages",
+                                          "role",
+                                          "content",
+                                          "user",
+                                          "assistant",
+                                          "system",
+                                          "developer",
+                                          "tool",
+                                          "tools",
+                                          "function",
+                                          "name",
+                                          "f",
+                                          "parameters",
+                                          "input_schema",
+                                          "type",
+                                          "text",
+                                          "tool_use",
+                                          "tool_result",
+                                          "input",
+                                          "is_error",
+                                          "tool_choice",
+                                          "any",
+                                          "auto",
+                                          "none",
+                                          "required",
+                                          "max_tokens",
+                                          "prompt",
+                                          "suffix",
+                                          "stop",
+                                          "logprobs",
+                                          "thinking",
+                                          "custom",
+                                          "description",
+                                          "id",
+                                          "stream_options",
+                                          "seed",
+                                          "top_k",
+                                          "arguments",
+                                          "tool_calls",
+                                          "temperature",
+                                          "stream",
+                                          "stop_sequences",
+                                          "x-anthropic-billing-header:"};
+    return kWords[next() % kWords.size()];
+  }
+  std::string_view bytes_;
+};
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  const auto body = gateway::parse_json({reinterpret_cast<const char*>(data), size});
+  const std::string_view input(reinterpret_cast<const char*>(data), size);
+  const auto body =
+      input.starts_with('\0') ? Result<Json>(Maker(input.substr(1)).value(0)) : gateway::parse_json(input);
   if (!body) return 0;
   require(gateway::parse_json(to_text(*body)).has_value());
   for (const auto& make : {chat_plan, completion_plan, tokenize_plan, messages_plan, count_tokens_plan})
