@@ -12,6 +12,10 @@ function(stoker_configure target)
                                              -fno-sanitize-recover=all)
     target_link_options(${target} PRIVATE -fsanitize=${STOKER_SANITIZE})
   endif()
+  # Libraries too: without it libFuzzer sees of the code under test only what is in headers, and searches blindly.
+  if(STOKER_FUZZ)
+    target_compile_options(${target} PRIVATE -fsanitize=fuzzer-no-link)
+  endif()
 endfunction()
 
 # stoker_library(NAME SOURCES a.cc b.cc [LIBS x y])

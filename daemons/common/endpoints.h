@@ -16,8 +16,9 @@ inline std::string hints(const std::string& run_directory) { return run_director
 inline std::string predictor_report(const std::string& run_directory) {
   return run_directory + "/predictor.json";
 }
-/// flock'ed by the one worker of a run directory.
+/// HTTP, by the gateway (daemons/gateway/http_server.h).
 inline std::string api(const std::string& run_directory) { return run_directory + "/api.sock"; }
+/// flock'ed by the one worker of a run directory.
 inline std::string worker_lock(const std::string& run_directory) { return run_directory + "/worker.lock"; }
 
 }  // namespace stoker::endpoint

@@ -11,10 +11,10 @@ namespace stoker::gateway {
 
 /// What a request says about where it comes from; empty: it has no such header.
 struct Credentials {
-  std::string_view authorization;  ///< "Bearer KEY"
-  std::string_view x_api_key;
-  std::string_view origin;  ///< a browser sends it with every request to another site
-  std::string_view host;
+  std::string_view authorization{};  ///< "Bearer KEY"
+  std::string_view x_api_key{};
+  std::string_view origin{};  ///< a browser sends it with every request to another site
+  std::string_view host{};
 };
 
 /// With a key: whoever has it. Without one the API is for programs of this machine: web pages that its

@@ -7,8 +7,9 @@
 
 namespace stoker::gateway {
 
-Answer::Answer(std::vector<Tool> tools, bool one_call, std::function<std::string()> new_id)
-    : tools_(std::move(tools)), one_call_(one_call), new_id_(std::move(new_id)) {
+Answer::Answer(std::vector<Tool> tools, bool one_call, std::function<std::string()> new_id,
+               std::string begins)
+    : tools_(std::move(tools)), one_call_(one_call), new_id_(std::move(new_id)), begins_(std::move(begins)) {
   std::set<std::string> names;
   for (const Tool& tool : tools_) names.insert(tool.name);
   if (!tools_.empty()) scanner_.emplace(names);
@@ -16,12 +17,15 @@ Answer::Answer(std::vector<Tool> tools, bool one_call, std::function<std::string
 
 std::vector<AnswerEvent> Answer::push(std::string_view text) {
   if (text.empty()) return {};
-  if (scanner_) return take(scanner_->push(text));
+  if (scanner_) return take(scanner_->push(std::exchange(begins_, {}).append(text)));
   return take({{.kind = ToolEvent::Kind::text, .text = std::string(text)}});
 }
 
 std::vector<AnswerEvent> Answer::finish() {
-  return scanner_ ? take(scanner_->finish()) : std::vector<AnswerEvent>();
+  if (!scanner_) return {};
+  std::vector<ToolEvent> events = scanner_->push(std::exchange(begins_, {}));
+  for (ToolEvent& event : scanner_->finish()) events.push_back(std::move(event));
+  return take(std::move(events));
 }
 
 std::vector<AnswerEvent> Answer::take(std::vector<ToolEvent> events) {

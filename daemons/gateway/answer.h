@@ -35,8 +35,10 @@ struct AnswerEvent {
 class Answer {
  public:
   /// Without tools all text is text. `one_call`: what follows the first call is dropped. `new_id` makes ids
-  /// of calls, unique in the world.
-  Answer(std::vector<Tool> tools, bool one_call, std::function<std::string()> new_id);
+  /// of calls, unique in the world. `begins`: what stands before the first text that comes, for the model was
+  /// made to go on behind it.
+  Answer(std::vector<Tool> tools, bool one_call, std::function<std::string()> new_id,
+         std::string begins = {});
 
   std::vector<AnswerEvent> push(std::string_view text);
   std::vector<AnswerEvent> finish();
@@ -54,6 +56,7 @@ class Answer {
   std::vector<Tool> tools_;
   bool one_call_;
   std::function<std::string()> new_id_;
+  std::string begins_;                  ///< until it has been looked at
   std::optional<ToolScanner> scanner_;  ///< none without tools
   std::string text_;
   std::vector<ToolCall> calls_;

@@ -109,16 +109,19 @@ void read_tools(Fields& fields, Plan& plan, Json& conversation) {
   Json offered = Json::array();
   for (std::size_t i = 0; i < tools->size(); ++i) {
     const Json& tool = (*tools)[i];
+    // Others ("web_search_20250305", ...) would run on Anthropic's servers; not all of them have names.
+    if (const std::string type = tool.is_object() ? member(tool, "type") : "";
+        !type.empty() && type != "custom")
+      continue;
     const std::string name = tool.is_object() ? member(tool, "name") : "";
     if (name.empty()) {
       const std::string where = "tools[" + std::to_string(i) + "]";
       return fields.problem(where, where + R"( must be {"name": ..., "input_schema": ...})");
     }
-    // Others ("web_search_20250305", ...) would run on Anthropic's servers.
-    if (const std::string type = member(tool, "type"); !type.empty() && type != "custom") continue;
     const Json schema = tool.value("input_schema", Json::object());
     Json function = {{"name", name}};
-    if (tool.contains("description")) function["description"] = tool["description"];
+    // Templates would print a null.
+    if (const Json text = tool.value("description", Json()); !text.is_null()) function["description"] = text;
     function["parameters"] = schema;
     offered.push_back({{"type", "function"}, {"function", function}});
     plan.tools.push_back({.name = name, .parameters = schema});

@@ -17,7 +17,7 @@ constexpr std::array kMappings = {
     Mapping{error_code::kMemory, 400, 0},         Mapping{error_code::kNoTokenizer, 400, 0},
     Mapping{error_code::kNoTemplate, 400, 0},     Mapping{error_code::kQueueFull, 429, 10},
     Mapping{error_code::kSlowClient, 503, 1},     Mapping{error_code::kLoaderGone, 503, 5},
-    Mapping{error_code::kShuttingDown, 503, 5},
+    Mapping{error_code::kShuttingDown, 503, 5},   Mapping{kWorkerGone, 503, 5},
 };
 
 }  // namespace

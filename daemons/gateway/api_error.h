@@ -20,7 +20,10 @@ using Expected = tl::expected<T, ApiError>;
 
 inline tl::unexpected<ApiError> refuse(ApiError error) { return tl::unexpected<ApiError>(std::move(error)); }
 
-/// Of a worker's ErrorEvent.
+/// A code that only the gateway makes: there is no worker, or not any more.
+inline constexpr const char* kWorkerGone = "worker_gone";
+
+/// Of a worker's ErrorEvent, or one with the gateway's own code.
 [[nodiscard]] ApiError from_worker(std::string_view code, std::string message);
 
 /// error.type of OpenAI's and Anthropic's error objects.

@@ -77,6 +77,7 @@ class CompletionReply final : public Reply {
                  {"model", context_.model}};
     json["choices"] = Json::array(
         {{{"index", 0}, {"text", text}, {"logprobs", logprobs}, {"finish_reason", finish_reason}}});
+    if (usage_) json["usage"] = nullptr;
     return json;
   }
 

@@ -53,16 +53,15 @@ struct Exchange {
       : plan(std::move(generation.plan)),
         reply(std::move(generation.reply)),
         write_error(generation.write_error),
-        answer(plan.tools, plan.one_call,
-               [this, &service] { return plan.call_id_prefix + service.new_id(); }),
-        box(executor),
-        first(answer.push(plan.answer_begins)) {}
+        answer(
+            plan.tools, plan.one_call, [this, &service] { return plan.call_id_prefix + service.new_id(); },
+            plan.answer_begins),
+        box(executor) {}
   Plan plan;
   std::unique_ptr<Reply> reply;
   WriteError write_error;
   Answer answer;
   Mailbox box;
-  std::vector<AnswerEvent> first;  ///< of the answer's beginning that we gave it
   std::string id;
   bool watching = false, client_gone = false;
   bool begun = false;      ///< the stream's head is out
@@ -260,7 +259,7 @@ asio::awaitable<bool> Session::take_messages(Exchange& exchange) {
       const bool sent = co_await begin_stream();
       if (!sent) co_return false;
       exchange.begun = true;
-      text += exchange.reply->begin(message.progress().prompt_total()) + shown(exchange, exchange.first);
+      text += exchange.reply->begin(message.progress().prompt_total());
     }
     text += take_one(exchange, message);
     if (exchange.answer.complete() && !exchange.cancelled) {
@@ -346,7 +345,7 @@ asio::awaitable<bool> Session::generate(Generation generation) {
     } else if (!exchange.error && !exchange.begun) {
       writable = co_await begin_stream();
       exchange.begun = true;
-      std::string text = exchange.reply->begin(0) + shown(exchange, exchange.first) + exchange.reply->ping();
+      std::string text = exchange.reply->begin(0) + exchange.reply->ping();
       if (writable) writable = co_await send_piece(std::move(text));
     } else if (!exchange.error) {
       writable = co_await send_piece(exchange.reply->ping());

@@ -3,9 +3,15 @@
 namespace stoker::gateway {
 
 Result<Json> parse_json(std::string_view text) {
+  // The parser takes a zero byte for the end.
+  if (const auto zero = text.find('\0'); zero != std::string_view::npos)
+    return fail(Errc::invalid, "not valid JSON: a zero byte at " + std::to_string(zero));
   bool too_deep = false;
-  const auto watch = [&too_deep](int depth, Json::parse_event_t, const Json&) {
-    too_deep = too_deep || depth > kJsonDepthMax;
+  const auto watch = [&too_deep](int depth, Json::parse_event_t event, const Json&) {
+    using Event = Json::parse_event_t;
+    // What opens or closes a level is reported with the depth outside.
+    const bool opens = event == Event::object_start || event == Event::array_start;
+    too_deep = too_deep || depth + (opens ? 1 : 0) > kJsonDepthMax;
     return !too_deep;
   };
   try {

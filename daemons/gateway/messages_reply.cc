@@ -52,19 +52,19 @@ class MessagesReply final : public Reply {
   }
 
   std::string whole(const Answer& answer, const wire::DoneEvent& done) override {
-    Json json = object();
+    std::string blocks;
     if (!answer.text().empty() || answer.calls().empty())
-      json["content"].push_back({{"type", "text"}, {"text", answer.text()}});
+      blocks = to_text({{"type", "text"}, {"text", answer.text()}});
     for (const ToolCall& call : answer.calls()) {
-      const auto input = parse_json(call.arguments);
-      json["content"].push_back({{"type", "tool_use"},
-                                 {"id", call.id},
-                                 {"name", call.name},
-                                 {"input", input ? *input : Json::object()}});
+      const Json block = {{"type", "tool_use"}, {"id", call.id}, {"name", call.name}};
+      // The arguments as they are, not as we would read them: numbers keep all their digits.
+      blocks += (blocks.empty() ? "" : ",") + with_member(block, "input", call.arguments);
     }
+    Json json = object();
+    json.erase("content");
     json.update(ending(answer, done));
     json["usage"] = usage(done.stats());
-    return to_text(json);
+    return with_member(json, "content", "[" + blocks + "]");
   }
 
   std::string tokens(const wire::TokensEvent&) override { return {}; }
@@ -76,13 +76,21 @@ class MessagesReply final : public Reply {
             {"stop_sequence", nullptr}};
   }
 
+  /// The text of a non-empty object with one member more, whose value is JSON text.
+  static std::string with_member(const Json& object, const char* key, const std::string& value) {
+    std::string text = to_text(object);
+    text.pop_back();
+    return text + ",\"" + key + "\":" + value + "}";
+  }
+
   static Json ending(const Answer& answer, const wire::DoneEvent& done) {
-    const char* reason = "end_turn";
-    if (!done.stop_string().empty()) reason = "stop_sequence";
-    if (!answer.calls().empty()) reason = "tool_use";
-    if (done.finish_reason() == "length") reason = "max_tokens";
-    return {{"stop_reason", reason},
-            {"stop_sequence", done.stop_string().empty() ? Json(nullptr) : Json(done.stop_string())}};
+    // The worker may reach the limit before it hears that the answer is complete.
+    if (done.finish_reason() == "length" && !answer.complete())
+      return {{"stop_reason", "max_tokens"}, {"stop_sequence", nullptr}};
+    if (!answer.calls().empty()) return {{"stop_reason", "tool_use"}, {"stop_sequence", nullptr}};
+    if (!done.stop_string().empty())
+      return {{"stop_reason", "stop_sequence"}, {"stop_sequence", done.stop_string()}};
+    return {{"stop_reason", "end_turn"}, {"stop_sequence", nullptr}};
   }
 
   /// What was cached is not part of input_tokens.

@@ -2,7 +2,9 @@
 
 #include <prometheus/text_serializer.h>
 
+#include <algorithm>
 #include <array>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -93,13 +95,20 @@ prometheus::ClientMetric metric_of(const Exported& exported, double value) {
   return metric;
 }
 
+/// Stands at the first entry of a name, of which the status may have no number.
+std::string help_of(const char* name) {
+  const auto same = [&](const Exported& exported) { return std::string_view(exported.name) == name; };
+  return std::find_if(kExported.begin(), kExported.end(), same)->help;
+}
+
 std::vector<MetricFamily> families_of(const Json& status) {
   std::vector<MetricFamily> families;
   for (const Exported& exported : kExported) {
     const auto value = number_in(status, exported);
     if (!value) continue;
     if (families.empty() || families.back().name != exported.name)
-      families.push_back({.name = exported.name, .help = exported.help, .type = exported.type, .metric = {}});
+      families.push_back(
+          {.name = exported.name, .help = help_of(exported.name), .type = exported.type, .metric = {}});
     families.back().metric.push_back(metric_of(exported, *value));
   }
   return families;

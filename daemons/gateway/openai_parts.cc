@@ -50,7 +50,8 @@ Json prompt_progress(const wire::ProgressEvent& progress) {
 }
 
 const char* openai_finish_reason(const Answer& answer, const wire::DoneEvent& done) {
-  if (done.finish_reason() == "length") return "length";
+  // The worker may reach the limit before it hears that the answer is complete.
+  if (done.finish_reason() == "length" && !answer.complete()) return "length";
   return answer.calls().empty() ? "stop" : "tool_calls";
 }
 

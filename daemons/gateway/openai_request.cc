@@ -11,13 +11,29 @@ namespace {
 constexpr const char* kNoGrammar =
     "answers are not constrained to a grammar; say in the prompt what you want";
 
+/// Several servers' "no bound", "off" or "any".
+bool is_minus_one(const Json* value) {
+  // Json compares 2^64 - 1 as if it were -1.
+  return value != nullptr && value->is_number_integer() && !value->is_number_unsigned() && *value == -1;
+}
+
+void read_seed(Fields& fields, wire::Sampling& sampling) {
+  const Json* seed = fields.find("seed");
+  if (is_minus_one(seed)) return;  // llama.cpp's "any"
+  if (seed != nullptr && seed->is_number_integer() && !seed->is_number_unsigned()) {
+    sampling.set_seed(static_cast<std::uint64_t>(seed->get<std::int64_t>()));  // OpenAI's may be negative
+  } else if (const auto value = fields.integer("seed", 0, UINT64_MAX)) {
+    sampling.set_seed(*value);
+  }
+}
+
 void read_sampling(Fields& fields, wire::Sampling& sampling) {
   if (const auto t = fields.number("temperature", 0, limits::kTemperature))
     sampling.set_temperature(static_cast<float>(*t));
   if (const auto p = fields.number("top_p", 0, 1)) sampling.set_top_p(static_cast<float>(*p));
   if (const auto p = fields.number("min_p", 0, 1)) sampling.set_min_p(static_cast<float>(*p));
   // vLLM's "off" is -1, llama.cpp's 0.
-  if (const Json* k = fields.find("top_k"); k != nullptr && *k == -1) {
+  if (is_minus_one(fields.find("top_k"))) {
     sampling.set_top_k(0);
   } else if (const auto value = fields.integer("top_k", 0, limits::kTokenId)) {
     sampling.set_top_k(static_cast<std::uint32_t>(*value));
@@ -25,7 +41,7 @@ void read_sampling(Fields& fields, wire::Sampling& sampling) {
   for (const char* key : {"repetition_penalty", "repeat_penalty"})
     if (const auto r = fields.number(key, 0.01, limits::kRepetitionPenalty))
       sampling.set_repetition_penalty(static_cast<float>(*r));
-  if (const auto seed = fields.integer("seed", 0, UINT64_MAX)) sampling.set_seed(*seed);
+  read_seed(fields, sampling);
   for (const char* key : {"presence_penalty", "frequency_penalty"})
     fields.cannot(key, 0, "use repetition_penalty");
 }
@@ -38,13 +54,14 @@ void read_common(Fields& fields, Plan& plan) {
   if (const Json* options = fields.find("stream_options")) {
     Fields inner(*options);
     plan.usage_chunk = inner.flag("include_usage", false);
-    if (inner.problem()) fields.problem("stream_options", inner.problem()->message);
+    if (inner.problem())
+      fields.problem("stream_options", R"(stream_options must be {"include_usage": true or false})");
   }
   read_sampling(fields, *plan.request.mutable_sampling());
   for (std::string& stop : fields.strings("stop")) plan.request.add_stop(std::move(stop));
   for (const char* key : {"max_tokens", "max_completion_tokens"}) {
     // llama.cpp's "no bound" is -1.
-    if (const Json* value = fields.find(key); value != nullptr && *value == -1) continue;
+    if (is_minus_one(fields.find(key))) continue;
     if (const auto most = fields.integer(key, 1, UINT32_MAX))
       plan.request.set_max_tokens(
           static_cast<std::uint32_t>(std::min<std::uint64_t>(*most, limits::kMaxTokens)));

@@ -15,7 +15,7 @@ namespace stoker::gateway {
 /// POST /tokenize: {"content" or "prompt": text}, or {"messages": [...], "tools": [...]}.
 [[nodiscard]] Expected<Plan> tokenize_plan(const Json& body);
 
-/// Lets the answer begin so that the model has to call a function: this one, or ("") any.
+/// Makes the answer begin with the call of a function: this one, or ("") any. The model goes on behind it.
 void begin_with_call(Plan& plan, const std::string& function);
 
 }  // namespace stoker::gateway

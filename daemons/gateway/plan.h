@@ -12,7 +12,7 @@ namespace stoker::gateway {
 struct Plan {
   wire::GenerateRequest request;  ///< without id
   std::vector<Tool> tools;        ///< whose calls are looked for in the answer
-  std::string answer_begins{};    ///< the end of request.answer_prefix that counts as part of the answer
+  std::string answer_begins{};    ///< the end of answer_prefix that is part of the answer: a call's beginning
   bool one_call = false;          ///< stop after the first call
   bool stream = false;
   bool usage_chunk = false;      ///< OpenAI's stream_options.include_usage

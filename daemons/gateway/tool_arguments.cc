@@ -48,8 +48,11 @@ void collect_types(const Json& schema, std::set<std::string>& types, int depth) 
       for (const Json& part : *parts) collect_types(part, types, depth + 1);
 }
 
-bool allowed(const Json& value, const std::set<std::string>& types) {
-  const std::string type = type_of(value);
+/// `text`: what `value` was parsed from.
+bool allowed(const Json& value, std::string_view text, const std::set<std::string>& types) {
+  std::string type = type_of(value);
+  // An integer beyond 64 bits is a float to the parser.
+  if (type == "number" && text.find_first_not_of("-0123456789") == std::string_view::npos) type = "integer";
   if (types.contains(type)) return true;
   return type == "integer" && types.contains("number");
 }
@@ -76,9 +79,11 @@ std::string argument_json(std::string_view value, const Json& schema) {
   const std::string_view bare = as_json_spells(trimmed(value));
   if (types.contains("string")) return bare == "null" && types.contains("null") ? "null" : text;
   if (types.empty()) types = {"object", "array"};
+  // The parser skips a byte order mark, which is no JSON in the middle of a text.
+  if (bare.starts_with("\xEF\xBB\xBF")) return text;
   const auto parsed = parse_json(bare);
   // The text itself, not what we would print: numbers keep all their digits.
-  return parsed && allowed(*parsed, types) ? std::string(bare) : text;
+  return parsed && allowed(*parsed, bare, types) ? std::string(bare) : text;
 }
 
 }  // namespace stoker::gateway

@@ -84,30 +84,35 @@ bool ToolScanner::may_become(std::size_t at, std::string_view tag) const {
   return rest.size() < tag.size() && !at_end_ && tag.starts_with(rest);
 }
 
-std::size_t ToolScanner::skip_blanks(std::size_t at) const {
-  while (at < buffer_.size() && is_blank(buffer_[at])) ++at;
-  return at;
+/// Goes on where it stopped: a model may write nothing but blanks for a long time.
+std::size_t ToolScanner::skip_blanks(std::size_t at) {
+  if (at != blanks_from_) blanks_from_ = blanks_to_ = at;
+  while (blanks_to_ < buffer_.size() && is_blank(buffer_[blanks_to_])) ++blanks_to_;
+  return blanks_to_;
 }
 
 void ToolScanner::consume(std::size_t bytes) {
   buffer_.erase(0, bytes);
-  looked_at_ = 0;
+  looked_at_ = blanks_from_ = blanks_to_ = 0;
 }
 
 /// Text up to `end`; blanks before it wait, for a call may follow them.
 void ToolScanner::emit_text(std::size_t end) {
   std::size_t shown = end;
-  while (shown > 0 && is_blank(buffer_[shown - 1])) --shown;
+  while (shown > looked_at_ && is_blank(buffer_[shown - 1])) --shown;
+  if (shown == looked_at_) shown = 0;
   if (at_end_ && end == buffer_.size() && !(behind_call_ && shown == 0)) shown = end;
-  if (shown == 0) return;
-  behind_call_ = false;
-  events_.push_back({.kind = ToolEvent::Kind::text, .text = buffer_.substr(0, shown)});
-  consume(shown);
+  if (shown > 0) {
+    behind_call_ = false;
+    events_.push_back({.kind = ToolEvent::Kind::text, .text = buffer_.substr(0, shown)});
+    consume(shown);
+  }
+  looked_at_ = end - shown;
 }
 
 bool ToolScanner::in_text() {
   std::size_t end = buffer_.size();
-  for (std::size_t at = buffer_.find('<'); at < buffer_.size(); at = buffer_.find('<', at + 1)) {
+  for (std::size_t at = buffer_.find('<', looked_at_); at < buffer_.size(); at = buffer_.find('<', at + 1)) {
     const std::string_view rest = std::string_view(buffer_).substr(at);
     const auto begins = [&](const std::string& tag) { return rest.starts_with(tag); };
     const auto waits = [&](const std::string& tag) { return may_become(at, tag); };
@@ -215,9 +220,11 @@ bool ToolScanner::in_value() {
     if (at == std::string::npos) break;
     const std::size_t after = skip_blanks(at + kParameterEnd.size());
     const std::string_view rest = std::string_view(buffer_).substr(after);
-    const auto begins = [&](std::string_view tag) { return rest.starts_with(tag); };
+    const auto follows = [&](std::string_view tag) {
+      return rest.starts_with(tag) || (at_end_ && tag.starts_with(rest));
+    };
     const auto waits = [&](std::string_view tag) { return may_become(after, tag); };
-    if (rest.empty() ? at_end_ : std::any_of(kAfterValue.begin(), kAfterValue.end(), begins)) {
+    if (std::any_of(kAfterValue.begin(), kAfterValue.end(), follows)) {
       end_value(at, after);
       return true;
     }

@@ -4,6 +4,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <utility>
@@ -11,6 +12,7 @@
 #include "daemons/common/log.h"
 #include "daemons/common/messages.h"
 #include "daemons/common/zmq_socket.h"
+#include "daemons/gateway/api_error.h"
 
 namespace stoker::gateway {
 
@@ -19,7 +21,7 @@ using namespace std::chrono_literals;
 namespace {
 
 constexpr Duration kRetryEvery = 200ms;
-constexpr Duration kStatusEvery = 2s;
+constexpr Duration kStatusEvery = 2s, kStatusMax = 10s;
 
 const std::string* id_of(const wire::ServerMessage& m) {
   switch (m.body_case()) {
@@ -87,7 +89,8 @@ void WorkerLink::cancel(const std::string& id) {
 
 std::shared_ptr<const std::string> WorkerLink::status() const {
   const std::lock_guard lock(mutex_);
-  return status_;
+  // The worker answers at once, also while it computes: one that does not is stopped, or hangs.
+  return clock_.now() - status_at_ < kStatusMax ? status_ : nullptr;
 }
 
 bool WorkerLink::stopping() const {
@@ -127,7 +130,8 @@ void WorkerLink::serve(WorkerClient& client) {
   status_due_ = clock_.now();
   while (!stopping()) {
     if (const auto sent = send_queued(client); !sent) return log_warn(sent.error().text());
-    const auto message = client.receive(status_due_ - clock_.now(), event_fd_.get());
+    const Duration wait_max = std::max(status_due_ - clock_.now(), Duration::zero());  // negative: for ever
+    const auto message = client.receive(wait_max, event_fd_.get());
     eventfd_t count = 0;
     static_cast<void>(::eventfd_read(event_fd_.get(), &count));
     if (!message) return log_warn(message.error().text());
@@ -141,8 +145,10 @@ Result<void> WorkerLink::send_queued(WorkerClient& client) {
     const std::lock_guard lock(mutex_);
     messages.swap(queued_);
   }
-  for (const wire::ClientMessage& message : messages) {
+  // Before the first is sent: should that fail, all of them are to be answered.
+  for (const wire::ClientMessage& message : messages)
     if (message.has_generate()) open_.insert(message.generate().id());
+  for (const wire::ClientMessage& message : messages) {
     const auto sent = client.send(message);
     if (sent) continue;
     if (sent.error().code != Errc::too_large) return sent;
@@ -160,12 +166,14 @@ void WorkerLink::handle(const wire::ServerMessage& message) {
     auto status = std::make_shared<const std::string>(message.status().json());
     const std::lock_guard lock(mutex_);
     status_ = std::move(status);
+    status_at_ = clock_.now();
     return;
   }
   const std::string* id = id_of(message);
   if (id == nullptr) return;
   // An error without id is about all requests of this connection.
-  if (id->empty()) return end_all(message.error().code().c_str(), message.error().message());
+  if (id->empty() && message.has_error())
+    return end_all(message.error().code().c_str(), message.error().message());
   const bool over = message.has_done() || message.has_error() || message.has_tokens();
   if (!open_.contains(*id)) return;
   deliver_(*id, message);

@@ -34,7 +34,7 @@ class WorkerLink {
   /// The id that messages about this request will have.
   std::string submit(wire::GenerateRequest request);
   void cancel(const std::string& id);
-  /// The worker's status (JSON), some seconds old at most; nothing while there is no worker.
+  /// The worker's status (JSON), some seconds old at most; nothing while there is no worker that answers.
   [[nodiscard]] std::shared_ptr<const std::string> status() const;
 
  private:
@@ -56,12 +56,10 @@ class WorkerLink {
   mutable std::mutex mutex_;
   std::vector<wire::ClientMessage> queued_;  ///< guarded by mutex_, as all below
   std::shared_ptr<const std::string> status_;
+  Duration status_at_{};
   std::uint64_t last_id_ = 0;
   bool stop_ = false;
   std::thread thread_;
 };
-
-/// ErrorEvent codes that only the gateway makes.
-inline constexpr const char* kWorkerGone = "worker_gone";
 
 }  // namespace stoker::gateway
