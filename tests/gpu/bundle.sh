@@ -24,7 +24,8 @@ for program in "${programs[@]}"; do
   cat > "$out/$program" <<'WRAPPER'
 #!/bin/sh
 here=$(cd "$(dirname "$0")" && pwd)
-exec "$here/ld-linux-x86-64.so.2" --library-path "$here:${STOKER_DRIVER_PATH:-/usr/lib/x86_64-linux-gnu}" \
+driver=${STOKER_DRIVER_PATH:-${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}/usr/local/nvidia/lib64:/usr/lib/x86_64-linux-gnu:/usr/lib64:/usr/local/cuda/compat}
+exec "$here/ld-linux-x86-64.so.2" --library-path "$here:$driver" \
   --argv0 "$0" "$here/$(basename "$0").bin" "$@"
 WRAPPER
   chmod +x "$out/$program"

@@ -9,7 +9,21 @@ cd "$(dirname "$0")" || exit 1
 out=${OUT:-$PWD/out}
 mkdir -p "$out"
 failed=0
-STOKER_DRIVER_PATH=$(dirname "$(ldconfig -p | awk '$1 == "libcuda.so.1" { print $NF; exit }')")
+# Containers and cloud images keep the driver's libraries where ldconfig does not look.
+driver_path() {
+  local folder known path=${LD_LIBRARY_PATH:-}
+  known=$(ldconfig -p 2> /dev/null | awk '$1 == "libcuda.so.1" && /x86-64/ { print $NF; exit }')
+  for folder in ${path//:/ } ${known:+"$(dirname "$known")"} /usr/local/nvidia/lib64 \
+    /usr/lib/x86_64-linux-gnu /usr/lib64 /usr/local/cuda/compat; do
+    [ -e "$folder/libcuda.so.1" ] && echo "$folder" && return
+  done
+  return 1
+}
+STOKER_DRIVER_PATH=$(driver_path) || {
+  echo "check.sh: no libcuda.so.1 here (ldconfig, LD_LIBRARY_PATH, the usual folders): no NVIDIA driver, or a" \
+    "container without it" >&2
+  exit 1
+}
 export STOKER_DRIVER_PATH STOKER_TEST_DEVICE=cuda STOKER_GOLDEN_DATA="$PWD/golden-data"
 
 part() {
