@@ -114,7 +114,8 @@ class CudaModel final : public Model {
 
   // step.cc
   Result<void> run(Step& step);
-  void abandon(Step& step);
+  Error abandon(Step& step, Error why);
+  [[nodiscard]] std::string device_trouble();
   void grow_sequences(Step& step);
   Result<void> upload(const Step& step);
   template <class Enqueue>

@@ -22,17 +22,15 @@ std::uint32_t longest_of(const Step& step) {
 Result<StepStats> CudaModel::step(std::span<const Segment> segments, Access access, ExpertSource& source,
                                   RoutingObserver* observer, std::span<SegmentResult> results) {
   const Duration start = clock_.now();
-  STOKER_DEVICE("binding the thread to the device", api_.bind_thread());
   Step step = begin_step(segments, access, source, observer, results, start);
+  if (auto bound = device_result(api_.bind_thread(), "binding the thread to the device"); !bound)
+    return tl::unexpected<Error>(abandon(step, std::move(bound).error()));
   STOKER_CHECK(segments.size() <= options_.sequences);
   rows_.lay_out(step, config_.vocab_size);
   grow_sequences(step);
   step.announce(options_.lookahead);
   const LaneCounts before = lane_counts_;
-  if (auto done = run(step); !done) {
-    abandon(step);
-    return tl::unexpected<Error>(std::move(done).error());
-  }
+  if (auto done = run(step); !done) return tl::unexpected<Error>(abandon(step, std::move(done).error()));
   for (const Segment& segment : segments) {
     static_cast<CudaSequence*>(segment.sequence)
         ->set_length(segment.sequence->length() + static_cast<std::uint32_t>(segment.tokens.size()));
@@ -51,10 +49,21 @@ Result<void> CudaModel::run(Step& step) {
   return logits(step);
 }
 
-/// After an error: nothing is under way any more, no lease is held, and no slot is believed.
-void CudaModel::abandon(Step& step) {
-  (void)api_.synchronize(copy_.get());
-  (void)api_.synchronize(compute_.get());
+/// What makes every further call fail, or nothing. CUDA tells an error of one operation once; one that has
+/// broken the device's context (an illegal address, a launch timeout, ECC, a card that fell off the bus)
+/// comes back from every call until the process ends.
+std::string CudaModel::device_trouble() {
+  for (device::Stream* stream : {copy_.get(), compute_.get()}) {
+    if (api_.synchronize(stream) == nullptr) continue;
+    if (const device::Status again = api_.synchronize(stream); again != nullptr) return again;
+  }
+  return {};
+}
+
+/// After an error: nothing is under way any more, no lease is held, and no slot is believed. Returns the
+/// error for the caller, Errc::device_lost if no later step can go better.
+Error CudaModel::abandon(Step& step, Error why) {
+  const std::string trouble = device_trouble();
   for (Batch& batch : batches_) {
     for (const LeasedExpert& leased : batch.leases) step.source->release(leased);
     batch.leases.clear();
@@ -63,6 +72,12 @@ void CudaModel::abandon(Step& step) {
   cpu_ready_.clear();
   cpu_pairs_ = 0;
   vram_->clear();
+  if (trouble.empty()) return why;
+  return {Errc::device_lost, 0,
+          "GPU " + std::to_string(options_.device) + " (" + info_.name +
+              ") cannot be used any more: " + why.text() + (why.code == Errc::io ? "" : "; " + trouble) +
+              ". The worker ends, and opens the GPU again when it is restarted; if that fails too, the "
+              "kernel's log (dmesg, NVRM: Xid) says what happened to the card"};
 }
 
 void CudaModel::grow_sequences(Step& step) {

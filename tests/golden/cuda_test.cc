@@ -5,6 +5,7 @@
 #include <string>
 
 #include "tests/golden/golden_check.h"
+#include "tests/unit/cuda/emulated_trouble.h"
 
 namespace stoker::golden {
 namespace {
@@ -202,6 +203,70 @@ TEST_CASE("cuda: a context that is full fails its own sequence only", "[refused]
   const std::vector<std::uint32_t> split = {1};
   const auto want = logits_of(*open_model(*opened), opened->source(), {one, split});
   CHECK(same_bits({results[1].logits.begin(), results[1].logits.end()}, want));
+}
+
+/// Serves as MemorySource does, but for one call.
+class FailingSource final : public ExpertSource {
+ public:
+  FailingSource(MemorySource& source, int fails_at) : source_(source), left_(fails_at) {}
+  void begin(LayerId layer, std::span<const ExpertId> wanted, Access access) override {
+    source_.begin(layer, wanted, access);
+  }
+  Result<SourceEvent> next(bool wait) override {
+    if (--left_ == 0) return fail(Errc::peer_gone, "the loader is gone");
+    return source_.next(wait);
+  }
+  void release(const LeasedExpert& expert) override { source_.release(expert); }
+
+ private:
+  MemorySource& source_;
+  int left_;
+};
+
+TEST_CASE("cuda: a source that fails ends the step, not the device", "[trouble]") {
+  const auto opened = open_golden("t0");
+  const std::vector<std::uint32_t> tokens = {1, 2, 3, 4, 5, 6, 7, 8};
+  const std::vector<std::uint32_t> split = {8};
+  const auto want = logits_of(*open_model(*opened), opened->source(), {tokens, split});
+  const auto model = open_cuda(*opened, small_options());
+  FailingSource source(opened->source(), 3);
+  const auto sequence = model->new_sequence();
+  const Segment segment{sequence.get(), 0, tokens, Segment::Logits::last};
+  SegmentResult result;
+  const auto step =
+      model->step(std::span(&segment, 1), Access::prefill, source, nullptr, std::span(&result, 1));
+  REQUIRE(!step.has_value());
+  CHECK(step.error().code == Errc::peer_gone);
+  CHECK(opened->source().leased() == 0);
+  opened->source().forget();
+  CHECK(same_bits(logits_of(*model, opened->source(), {tokens, split}), want));
+}
+
+TEST_CASE("cuda: a device that is lost says so with every step", "[trouble]") {
+  if (device_kind() != "emulation") return;
+  const auto opened = open_golden("t0");
+  const device::EmulatedTrouble trouble("kernel:40");
+  const auto model = open_cuda(*opened, small_options());
+  const std::vector<std::uint32_t> tokens = {1, 2, 3, 4};
+  const auto step = [&] {
+    const auto sequence = model->new_sequence();
+    const Segment segment{sequence.get(), 0, tokens, Segment::Logits::last};
+    SegmentResult result;
+    auto stats = model->step(std::span(&segment, 1), Access::prefill, opened->source(), nullptr,
+                             std::span(&result, 1));
+    opened->source().forget();
+    return stats;
+  };
+  auto failed = step();
+  for (int i = 0; failed && i < 20; ++i) failed = step();
+  REQUIRE(!failed.has_value());
+  for (int i = 0; i < 2; ++i, failed = step()) {
+    INFO(failed.error().text());
+    CHECK(failed.error().code == Errc::device_lost);
+    CHECK(failed.error().text().find("GPU 0 (emulated GPU) cannot be used any more") == 0);
+    CHECK(failed.error().text().find("an illegal address") != std::string::npos);
+    CHECK(opened->source().leased() == 0);
+  }
 }
 
 }  // namespace stoker::golden

@@ -56,6 +56,9 @@ class MemorySource final : public ExpertSource {
   /// Where the experts lie.
   [[nodiscard]] std::span<std::byte> memory() { return {slots_.data(), slots_.size()}; }
 
+  /// As if the event that was begun had never been: the step that wanted it has failed.
+  void forget() { waiting_.clear(); }
+
   /// Leases that were given out and not yet given back.
   [[nodiscard]] std::uint32_t leased() const { return leased_; }
 

@@ -90,6 +90,25 @@ def two_workers(args, work, model, device, prompt, want):
     print("GPU and CPU worker on one pool, at the same time: the same bits; one killed, the other goes on", flush=True)
 
 
+def lost_device(args, work, model, prompt):
+    """A kernel that breaks the device in mid-answer: the clients hear of it, and the worker ends to be restarted."""
+    stack = Stack(args.bin, model, work, slots=128, extra_worker=["--device", "emulation", "--vram", "1GiB"],
+                  env={"STOKER_EMULATION_TROUBLE": "kernel:600"}).start_all()
+    try:
+        ids = ",".join(map(str, prompt))
+        clients = [stack.client("--tokens", ids, "--max-tokens", 400, "--ignore-eos") for _ in range(2)]
+        for client in clients:
+            _, err = client.communicate(timeout=120)
+            expect(client.returncode == 4, f"a client of a lost GPU ended with {client.returncode}: {err.decode()}")
+            expect("cannot be used any more" in err.decode(), f"a client of a lost GPU hears: {err.decode()}")
+        code = stack.processes["worker"].wait(timeout=60)
+        expect(code == 4, f"the worker of a lost GPU ended with {code}")
+        expect("GPU 0 (emulated GPU) cannot be used any more" in stack.log_tail(), "the log does not say so")
+    finally:
+        stack.stop()
+    print("GPU lost in mid-answer: clients and log say so, the worker ends", flush=True)
+
+
 def test(args, work):
     device = os.environ.get("STOKER_TEST_DEVICE", "emulation")
     model = harness.make_model(args.bin, work, "--preset", "tiny")
@@ -140,6 +159,8 @@ def test(args, work):
 
     two_workers(args, work, model, device, prompt, want)
     bench(args, work, model, device)
+    if device == "emulation":
+        lost_device(args, work, model, prompt)
 
     refused = stack("--device", device, "--vram", "1MiB")
     refused.start("loader")
