@@ -61,9 +61,16 @@ void check_device_module(Checks& checks, bool driver) {
   }
   const device::Api& api = module->api();
   std::uint32_t count = 0;
-  if (const device::Status bad = api.count(&count); bad != nullptr || count == 0) {
+  const device::Status unusable = api.count(&count);
+  // As in the worker: a driver that is too old, or does not work, is not a machine without a GPU.
+  if (unusable != nullptr && api.fault() != device::Fault::no_driver) {
+    checks.push_back({Level::warn, "GPU", "module", unusable,
+                      "until then the CPU computes, and --device cuda ends with this error"});
+    return;
+  }
+  if (unusable != nullptr || count == 0) {
     checks.push_back({missing, "GPU", "module",
-                      bad != nullptr ? bad : "built, but there is no GPU: the CPU computes", ""});
+                      unusable != nullptr ? unusable : "built, but there is no GPU: the CPU computes", ""});
     return;
   }
   device::Info info{};

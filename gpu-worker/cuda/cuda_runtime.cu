@@ -92,6 +92,20 @@ Status fill_versions(Info* info) {
   return nullptr;
 }
 
+/// CUDA has one error for a driver that is too old and for none at all. Only the latter is a machine without a
+/// GPU, which is nothing to warn of.
+Status no_driver_for_us() {
+  int driver = 0;
+  const cudaError_t error = cudaDriverGetVersion(&driver);
+  (void)cudaGetLastError();
+  if (error != cudaSuccess || driver == 0)
+    return say(Fault::no_driver, "there is no NVIDIA driver (libcuda.so.1) on this machine");
+  return say(Fault::unsupported,
+             "the NVIDIA driver supports CUDA %d.%d, this libstoker-cuda.so needs %d.%d: update the driver "
+             "(nvidia-smi shows its version), or build Stoker with an older CUDA Toolkit",
+             driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+}
+
 }  // namespace
 
 Status cuda_status(cudaError_t error, const char* attempt) {
@@ -113,15 +127,7 @@ Status count(std::uint32_t* devices) {
   *devices = 0;
   int found = 0;
   const cudaError_t error = cudaGetDeviceCount(&found);
-  if (error == cudaErrorInsufficientDriver) {
-    (void)cudaGetLastError();
-    return say(
-        Fault::other,
-        "the NVIDIA driver is missing, or older than CUDA %d.%d needs: install or update it (nvidia-smi "
-        "shows "
-        "its version)",
-        CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
-  }
+  if (error == cudaErrorInsufficientDriver) return no_driver_for_us();
   if (error == cudaErrorNoDevice) {
     (void)cudaGetLastError();
     return nullptr;

@@ -91,12 +91,17 @@ Result<void> CudaModel::load_all(const WeightsImage& image) {
 
 Result<void> CudaModel::open_device() {
   std::uint32_t devices = 0;
-  if (const device::Status bad = api_.count(&devices); bad != nullptr) return fail(Errc::missing, bad);
+  // Errc::missing is a machine without a GPU, on which nobody needs a warning. A driver that does not work,
+  // or is too old, is something else.
+  if (const device::Status bad = api_.count(&devices); bad != nullptr)
+    return fail(errc_of(api_.fault()), bad);
+  if (devices == 0) return fail(Errc::missing, "the driver knows of no GPU: give --device cpu");
   if (options_.device >= devices)
-    return fail(Errc::missing, "there is no GPU " + std::to_string(options_.device) +
-                                   ", the driver knows of " + std::to_string(devices) +
-                                   ": give --device cpu, or another --gpu");
-  STOKER_DEVICE("GPU " + std::to_string(options_.device), api_.open(options_.device, &info_));
+    return fail(Errc::invalid, "--gpu " + std::to_string(options_.device) + ": the driver knows of " +
+                                   std::to_string(devices) + " GPUs, the first is 0");
+  const std::string gpu = "GPU " + std::to_string(options_.device);
+  if (const device::Status bad = api_.open(options_.device, &info_); bad != nullptr)
+    return fail(errc_of(api_.fault()), gpu + ": " + bad);
   session_.api = &api_;
   if (options_.vram_percent > 0)
     options_.vram =

@@ -146,6 +146,23 @@ TEST_CASE("cuda: too little memory is an error with both numbers", "[refused]") 
   CHECK(model.error().message.find("--vram") != std::string::npos);
 }
 
+TEST_CASE("cuda: only a machine without a GPU is one where a GPU is missing", "[refused]") {
+  const auto opened = open_golden("t0");
+  CudaOptions second = small_options();
+  second.device = 77;
+  const auto other = opened->load_cuda(second);
+  REQUIRE(!other.has_value());
+  CHECK(other.error().code == Errc::invalid);
+  CHECK(other.error().text().find("--gpu 77") == 0);
+  if (device_kind() != "emulation") return;
+  for (const auto& [trouble, code] : {std::pair{"driver", Errc::unsupported}, {"no-driver", Errc::missing}}) {
+    const device::EmulatedTrouble emulated(trouble);
+    const auto model = opened->load_cuda(small_options());
+    REQUIRE(!model.has_value());
+    CHECK(model.error().code == code);
+  }
+}
+
 TEST_CASE("cuda: shapes that the kernels do not take are refused before anything is computed", "[refused]") {
   const auto opened = open_golden("t0");
   const auto refused = [&](const ModelConfig& config, const CudaOptions& options, const std::string& text) {

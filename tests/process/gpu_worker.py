@@ -6,7 +6,10 @@ On the emulated device; with STOKER_TEST_DEVICE=cuda on a real one. Logits are c
 
 import json
 import os
+import pathlib
 import random
+import shutil
+import subprocess
 import sys
 import time
 
@@ -109,6 +112,36 @@ def lost_device(args, work, model, prompt):
     print("GPU lost in mid-answer: clients and log say so, the worker ends", flush=True)
 
 
+def old_driver(args, work, model, prompt, want):
+    """A driver that is too old for the module: with auto the CPU computes, and a warning says why; with cuda it is an error."""
+    programs = work / "old-driver"
+    programs.mkdir()
+    for name in ("stoker", "stoker-loader", "stoker-worker", "stoker-predictor"):
+        shutil.copy(pathlib.Path(args.bin) / name, programs)
+    # auto looks for the module of this name.
+    shutil.copy(pathlib.Path(args.bin) / "libstoker-emulation.so", programs / "libstoker-cuda.so")
+    env = {"STOKER_EMULATION_TROUBLE": "driver"}
+    says = "the driver supports CUDA 12.2, this module needs 13.0"
+    auto = Stack(programs, model, work, slots=128, env=env).start_all()
+    try:
+        got, _ = ask(auto, prompt, work / "auto.f32")
+        expect(got == want, "without a usable GPU the logits differ")
+        warnings = [line for line in auto.log_text().splitlines() if "worker warning: no GPU is used" in line]
+        expect(len(warnings) == 1 and says in warnings[0], f"the log does not warn of the driver: {auto.log_tail()}")
+    finally:
+        auto.stop()
+    wanted = Stack(programs, model, work, slots=128, env=env, extra_worker=["--device", "cuda"])
+    wanted.start("loader")
+    wanted.start("worker")
+    code = wanted.processes["worker"].wait(timeout=60)
+    expect(code != 0 and says in wanted.log_tail(), f"--device cuda with an old driver ended with {code}: {wanted.log_tail()}")
+    wanted.stop()
+    doctor = subprocess.run([programs / "stoker", "doctor", "--json"], capture_output=True, env={**os.environ, **env}, timeout=60)
+    checks = [c for c in json.loads(doctor.stdout)["checks"] if says in c["value"]]
+    expect([c["level"] for c in checks] == ["WARN"], f"doctor says of an old driver: {checks}")
+    print("driver too old: auto warns and computes on the CPU, cuda ends, doctor warns", flush=True)
+
+
 def test(args, work):
     device = os.environ.get("STOKER_TEST_DEVICE", "emulation")
     model = harness.make_model(args.bin, work, "--preset", "tiny")
@@ -161,6 +194,7 @@ def test(args, work):
     bench(args, work, model, device)
     if device == "emulation":
         lost_device(args, work, model, prompt)
+        old_driver(args, work, model, prompt, want)
 
     refused = stack("--device", device, "--vram", "1MiB")
     refused.start("loader")

@@ -176,6 +176,12 @@ const char kKind[] = "emulation";
 Fault fault() { return status_fault; }
 
 Status count(std::uint32_t* devices) {
+  *devices = 0;
+  auto trouble = trouble_from_environment();
+  if (trouble && trouble->strikes("no-driver")) return say("count", "there is no driver", Fault::no_driver);
+  if (trouble && trouble->strikes("driver"))
+    return say("count", "the driver supports CUDA 12.2, this module needs 13.0: update it",
+               Fault::unsupported);
   *devices = 1;
   return nullptr;
 }
