@@ -92,8 +92,8 @@ Status fill_versions(Info* info) {
   return nullptr;
 }
 
-/// CUDA has one error for a driver that is too old and for none at all. Only the latter is a machine without a
-/// GPU, which is nothing to warn of.
+/// CUDA has one error for a driver that is too old and for none at all. Only the latter is a machine without
+/// a GPU, which is nothing to warn of.
 Status no_driver_for_us() {
   int driver = 0;
   const cudaError_t error = cudaDriverGetVersion(&driver);
@@ -137,6 +137,18 @@ Status count(std::uint32_t* devices) {
   return nullptr;
 }
 
+namespace {
+
+/// What open() does when the device's context is there.
+Status look_around(const cudaDeviceProp& properties, Info* info) {
+  if (Status s = check_code(properties)) return s;
+  fill(info, properties);
+  if (Status s = fill_versions(info)) return s;
+  return memory(&info->memory_free, &info->memory_total);
+}
+
+}  // namespace
+
 Status open(std::uint32_t device, Info* info) {
   load_eagerly();
   const int id = static_cast<int>(device);
@@ -155,11 +167,15 @@ Status open(std::uint32_t device, Info* info) {
     return s;
   }
   if (Status s = cuda_status(cudaSetDevice(id), "selecting the GPU")) return s;
-  if (Status s = check_code(properties)) return s;
-  fill(info, properties);
-  if (Status s = fill_versions(info)) return s;
-  opened_device = id;
-  return memory(&info->memory_free, &info->memory_total);
+  const Status s = look_around(properties, info);
+  if (s == nullptr) {
+    opened_device = id;
+  } else {
+    // A worker that goes on without the GPU must not hold a context's few hundred megabytes of it.
+    (void)cudaDeviceReset();
+    (void)cudaGetLastError();
+  }
+  return s;
 }
 
 Status bind_thread() {
