@@ -129,7 +129,7 @@ Result<void> CudaModel::bind(const WeightsImage& image) {
   threads_ = std::make_unique<ThreadPool>(options_.cpu.threads);
   STOKER_TRY(host_, bind_weights(config_, image, *kernels_, *threads_));
   STOKER_TRY(weights_, DeviceWeights::upload(api_, compute_.get(), config_, host_, image));
-  sequences_ = std::make_unique<SequenceMemory>(api_, compute_.get(), config_);
+  sequences_ = std::make_unique<SequenceMemory>(api_, compute_.get(), config_, options_.sequence_memory);
   matrix_bytes_ =
       std::uint64_t{config_.hidden_size} * config_.moe_intermediate * dtype_bytes(host_.expert_dtype);
   part_bytes_ = (matrix_bytes_ + 255) / 256 * 256;
