@@ -97,6 +97,10 @@ class CudaModel final : public Model {
     auto operator<=>(const GraphKey&) const = default;
   };
 
+  /// Each holds memory of the device that no budget counts. A layer needs two per number of rows, and
+  /// attention some more for the length.
+  static constexpr std::size_t kGraphsPerLayer = 16;
+
   CudaModel(DeviceModule module, const ModelConfig& config, const CudaOptions& options, const Clock& clock);
 
   // load.cc
@@ -118,21 +122,36 @@ class CudaModel final : public Model {
   [[nodiscard]] std::string device_trouble();
   void grow_sequences(Step& step);
   Result<void> upload(const Step& step);
+  /// What `enqueue` puts on the compute stream, as a graph that is kept if it is `captured`.
   template <class Enqueue>
   Result<void> run_piece(bool captured, const GraphKey& key, const Enqueue& enqueue) {
     if (!captured) return enqueue();
+    const Result<void> launched = launch_graph(key, enqueue);
+    if (launched) return {};
+    // How much of the device's memory a graph takes is the driver's to say, and nothing of one that was not
+    // launched has run.
+    STOKER_TRY_VOID(enqueue());
+    give_up_graphs(launched.error());
+    return {};
+  }
+  template <class Enqueue>
+  Result<void> launch_graph(const GraphKey& key, const Enqueue& enqueue) {
     auto found = graphs_.find(key);
     if (found == graphs_.end()) {
       STOKER_DEVICE("capturing", api_.begin_capture(compute_.get()));
-      auto enqueued = enqueue();
-      device::Graph* graph = nullptr;
-      auto ended = device_result(api_.end_capture(compute_.get(), &graph), "capturing a layer");
+      Result<void> enqueued = enqueue();
+      device::Graph* made = nullptr;
+      const device::Status bad = api_.end_capture(compute_.get(), &made);
+      DeviceGraph graph(api_, made);
       STOKER_TRY_VOID(std::move(enqueued));
-      STOKER_TRY_VOID(std::move(ended));
-      found = graphs_.emplace(key, DeviceGraph(api_, graph)).first;
+      STOKER_DEVICE("capturing a layer", bad);
+      // Too many shapes of steps are rare, and those in use are soon captured again.
+      if (graphs_.size() >= kGraphsPerLayer * weights_.layers.size()) graphs_.clear();
+      found = graphs_.emplace(key, std::move(graph)).first;
     }
     return device_result(api_.launch(found->second.get(), compute_.get()), "launching a layer");
   }
+  void give_up_graphs(const Error& why);
   void fill_tables(const Step& step);
   Result<void> run_layers(Step& step);
   Result<void> front(const Step& step, std::size_t layer);

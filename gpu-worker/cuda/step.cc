@@ -174,6 +174,13 @@ bool CudaModel::captures(const Step& step) const {
   return options_.graphs && step.access == Access::decode && step.rows.size() == step.segments.size();
 }
 
+/// A worker without graphs computes the same bits, later; one that insists on them answers nothing.
+void CudaModel::give_up_graphs(const Error& why) {
+  options_.graphs = false;
+  graphs_.clear();
+  options_.warn("steps are not captured as graphs any more, which makes them slower: " + why.text());
+}
+
 /// Mixer and router of a layer, after the sum of the layer before.
 Result<void> CudaModel::front(const Step& step, std::size_t layer) {
   const bool decoding = step.access == Access::decode;

@@ -222,6 +222,27 @@ TEST_CASE("cuda: a context that is full fails its own sequence only", "[refused]
   CHECK(same_bits({results[1].logits.begin(), results[1].logits.end()}, want));
 }
 
+TEST_CASE("cuda: without memory for graphs steps go on without them", "[trouble]") {
+  if (device_kind() != "emulation") return;
+  const auto opened = open_golden("e_odd");
+  const std::vector<std::uint32_t>& tokens = opened->golden().cases.at(11).tokens;
+  std::vector<std::uint32_t> split = {static_cast<std::uint32_t>(tokens.size()) - 6};
+  split.resize(7, 1);
+  const auto want = logits_of(*open_model(*opened), opened->source(), {tokens, split});
+  for (const char* name : {"capture", "capture:4", "launch", "launch:11"}) {
+    CAPTURE(name);
+    const device::EmulatedTrouble trouble(name);
+    CudaOptions options = small_options();
+    std::vector<std::string> warnings;
+    options.warn = [&](const std::string& text) { warnings.push_back(text); };
+    const auto model = open_cuda(*opened, options);
+    CHECK(same_bits(logits_of(*model, opened->source(), {tokens, split}), want));
+    REQUIRE(warnings.size() == 1);
+    CHECK(warnings[0].find("graphs") != std::string::npos);
+    CHECK(warnings[0].find("out of device memory") != std::string::npos);
+  }
+}
+
 /// Serves as MemorySource does, but for one call.
 class FailingSource final : public ExpertSource {
  public:

@@ -391,6 +391,7 @@ Status end_capture(Stream* s, Graph** out) {
   return on_stream("end_capture", s, [&](emulation::Device& d, EmulatedStream& stream) -> std::string {
     if (stream.capture == nullptr) return "this stream is not being captured";
     const auto recording = std::move(stream.capture);
+    if (d.trouble.strikes("capture")) return "out of device memory for a graph (STOKER_EMULATION_TROUBLE)";
     *out = reinterpret_cast<Graph*>(&d.new_graph(std::move(*recording)));
     return {};
   });
@@ -401,6 +402,7 @@ Status launch(Graph* g, Stream* s) {
     const emulation::Graph* graph = d.find_graph(g);
     if (graph == nullptr) return "this is not a graph, or it has been freed";
     if (stream.capture != nullptr) return "a graph cannot be launched into a stream that is being captured";
+    if (d.trouble.strikes("launch")) return "out of device memory for a graph (STOKER_EMULATION_TROUBLE)";
     for (const Operation& operation : *graph->operations) d.enqueue(stream, operation);
     return {};
   });
