@@ -10,7 +10,8 @@
 namespace stoker {
 namespace {
 
-/// Left alone when no budget is given: the display, the driver's own, and what CUDA takes for kernels.
+/// Of what is free, left alone whatever the budget: the display's, the driver's own, and what nobody can
+/// count, such as graphs and the local memory of kernels.
 constexpr std::uint64_t kMargin = 600ULL << 20;
 /// Attention splits steps into groups of rows that fit.
 constexpr std::uint64_t kAttentionFloats = 8ULL << 20;
@@ -84,8 +85,9 @@ Result<void> CudaModel::load_all(const WeightsImage& image) {
   STOKER_TRY_VOID(open_device());
   STOKER_TRY_VOID(bind(image));
   STOKER_TRY_VOID(make_workspace());
-  STOKER_TRY_VOID(make_slots());
+  // Page tables of pinned memory lie on the device.
   STOKER_TRY_VOID(pin_pool());
+  STOKER_TRY_VOID(make_slots());
   return measure_lanes();
 }
 
@@ -103,16 +105,7 @@ Result<void> CudaModel::open_device() {
   if (const device::Status bad = api_.open(options_.device, &info_); bad != nullptr)
     return fail(errc_of(api_.fault()), gpu + ": " + bad);
   session_.api = &api_;
-  if (options_.vram_percent > 0)
-    options_.vram =
-        static_cast<std::uint64_t>(static_cast<double>(info_.memory_total) * options_.vram_percent / 100);
-  if (options_.vram > info_.memory_total)
-    return fail(Errc::invalid, "--vram " + mib(options_.vram) + " is more than the " +
-                                   mib(info_.memory_total) + " of " + info_.name);
-  const std::uint64_t budget = options_.vram != 0 ? options_.vram : info_.memory_free;
-  if (options_.sequence_percent > 0)
-    options_.sequence_memory =
-        static_cast<std::uint64_t>(static_cast<double>(budget) * options_.sequence_percent / 100);
+  STOKER_TRY_VOID(set_budget());
   STOKER_TRY(compute_, make_stream(api_, true));
   STOKER_TRY(copy_, make_stream(api_, false));
   STOKER_TRY(chosen_, make_event(api_));
@@ -121,6 +114,28 @@ Result<void> CudaModel::open_device() {
     STOKER_TRY(batch.computed, make_event(api_));
     batch.leases.reserve(kExpertBatch);
   }
+  return {};
+}
+
+/// What was asked for, as far as it is there: a card sold as 8 GiB reports less, and others have some of it.
+Result<void> CudaModel::set_budget() {
+  const std::string card =
+      mib(info_.memory_free) + " of the " + mib(info_.memory_total) + " of " + info_.name + " are free";
+  if (info_.memory_free <= kMargin)
+    return fail(Errc::no_memory, "device memory: " + card + ", and " + mib(kMargin) +
+                                     " of that are left alone: end what else uses the card, or give "
+                                     "--device cpu");
+  const std::uint64_t most = info_.memory_free - kMargin;
+  const auto part = [](std::uint64_t whole, double percent) {
+    return static_cast<std::uint64_t>(static_cast<double>(whole) * percent / 100);
+  };
+  if (options_.vram_percent > 0) options_.vram = part(info_.memory_total, options_.vram_percent);
+  if (options_.vram > most)
+    options_.warn("--vram " + mib(options_.vram) + " is more than there is: " + card + ", " + mib(kMargin) +
+                  " of that are left alone; using " + mib(most));
+  if (options_.vram == 0 || options_.vram > most) options_.vram = most;
+  if (options_.sequence_percent > 0)
+    options_.sequence_memory = part(options_.vram, options_.sequence_percent);
   return {};
 }
 
@@ -209,14 +224,15 @@ Result<void> CudaModel::make_pinned(std::size_t down, std::uint32_t lookahead) {
   return {};
 }
 
-/// Experts get what the budget leaves after everything else, sequences that are to come included.
+/// Experts get what the budget leaves after everything else, sequences that are to come included. What was
+/// taken so far is what the device says, not what was asked of it: it hands out whole pages.
 Result<void> CudaModel::make_slots() {
   std::uint64_t free = 0;
   std::uint64_t total = 0;
   STOKER_DEVICE("asking for free memory", api_.memory(&free, &total));
   const std::uint64_t used = info_.memory_free - std::min(info_.memory_free, free);
-  std::uint64_t left = free > kMargin ? free - kMargin : 0;
-  if (options_.vram != 0) left = std::min(free, options_.vram > used ? options_.vram - used : 0);
+  const std::uint64_t left =
+      std::min(options_.vram - std::min(options_.vram, used), free - std::min(free, kMargin));
   const std::uint64_t staging = 2 * kExpertBatch;
   const std::uint64_t others = options_.sequence_memory + staging * slot_bytes_;
   const std::uint64_t most = std::uint64_t{config_.layers} * config_.experts;
@@ -226,8 +242,7 @@ Result<void> CudaModel::make_slots() {
     return fail(Errc::no_memory,
                 "device memory: weights and workspace take " + mib(used) + ", sequences " +
                     mib(options_.sequence_memory) + ", staging " + mib(staging * slot_bytes_) + "; " +
-                    mib(left) + " are left of " +
-                    mib(options_.vram != 0 ? options_.vram : info_.memory_free) +
+                    mib(left) + " are left of " + mib(options_.vram) +
                     ": give a larger --vram, or smaller --sequence-memory, --context or --chunk");
   if (slots < config_.layers)
     options_.warn("device memory holds " + std::to_string(slots) +

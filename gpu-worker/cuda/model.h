@@ -37,8 +37,8 @@ struct CudaOptions {
   std::string kind = "cuda";  ///< which module: "cuda", or "emulation" in tests
   std::string module_path;    ///< "" = beside the program
   std::uint32_t device = 0;
-  std::uint64_t vram = 0;             ///< budget in bytes
-  double vram_percent = 0;            ///< or of the card's memory; both 0: what is free, less a margin
+  std::uint64_t vram = 0;             ///< budget in bytes; never more than what is free, less a margin
+  double vram_percent = 0;            ///< or of the card's memory; both 0: all of that
   std::uint64_t sequence_memory = 0;  ///< of the budget, for all sequences' state: in bytes
   double sequence_percent = 0;        ///< or as a share of it
   std::uint32_t step_tokens = 512;    ///< most tokens in one step
@@ -105,6 +105,7 @@ class CudaModel final : public Model {
 
   // load.cc
   Result<void> open_device();
+  Result<void> set_budget();
   Result<void> bind(const WeightsImage& image);
   Result<void> make_workspace();
   Result<void> make_pinned(std::size_t tables_bytes, std::uint32_t lookahead);

@@ -146,6 +146,79 @@ TEST_CASE("cuda: too little memory is an error with both numbers", "[refused]") 
   CHECK(model.error().message.find("--vram") != std::string::npos);
 }
 
+/// An emulated card of this many bytes for as long as it lives.
+class SmallCard {
+ public:
+  explicit SmallCard(std::uint64_t bytes) {
+    ::setenv("STOKER_EMULATED_VRAM", std::to_string(bytes).c_str(), 1);
+  }
+  ~SmallCard() { ::unsetenv("STOKER_EMULATED_VRAM"); }
+  SmallCard(const SmallCard&) = delete;
+  SmallCard& operator=(const SmallCard&) = delete;
+};
+
+TEST_CASE("cuda: a budget that the card does not have is what it has, with a warning of both", "[budget]") {
+  if (device_kind() != "emulation") return;
+  const SmallCard card(1ULL << 30);
+  const auto opened = open_golden("t0");
+  CudaOptions options = small_options();
+  std::vector<std::string> warnings;
+  options.warn = [&](const std::string& text) { warnings.push_back(text); };
+  options.sequence_percent = 25;
+  const auto load = [&](std::uint64_t bytes, double percent) {
+    options.vram = bytes;
+    options.vram_percent = percent;
+    return open_cuda(*opened, options)->sequence_memory() >> 20;
+  };
+  CHECK(load(400ULL << 20, 0) == 100);
+  CHECK(load(0, 0) == 424 / 4);
+  CHECK(warnings.empty());
+  CHECK(load(10ULL << 30, 0) == 424 / 4);
+  CHECK(load(0, 100) == 424 / 4);
+  REQUIRE(warnings.size() == 2);
+  CHECK(
+      warnings[0] ==
+      "--vram 10240 MiB is more than there is: 1024 MiB of the 1024 MiB of emulated GPU are free, 600 MiB of "
+      "that are left alone; using 424 MiB");
+  CHECK(warnings[1].find("--vram 1024 MiB") == 0);
+}
+
+TEST_CASE("cuda: a card that is full is refused with its numbers", "[budget]") {
+  if (device_kind() != "emulation") return;
+  const SmallCard card(500ULL << 20);
+  const auto model = open_golden("t0")->load_cuda(small_options());
+  REQUIRE(!model.has_value());
+  CHECK(model.error().code == Errc::no_memory);
+  CHECK(model.error().text().find("500 MiB of the 500 MiB of emulated GPU are free") != std::string::npos);
+}
+
+TEST_CASE("cuda: what the device says is taken, and what sequences may take, is within the budget",
+          "[budget]") {
+  if (device_kind() != "emulation") return;  // on a real card others come and go
+  const auto opened = open_golden("a_fp8");
+  const auto module = DeviceModule::open("emulation");
+  REQUIRE(module);
+  const auto taken = [&] {
+    std::uint64_t free = 0, total = 0;
+    REQUIRE(module->api().memory(&free, &total) == nullptr);
+    return total - free;
+  };
+  CudaOptions options = small_options();
+  options.vram_slots = opened->golden().config.layers;
+  std::uint64_t least = 0;
+  {
+    const auto model = open_cuda(*opened, options);
+    least = taken();
+  }
+  options.vram_slots = 0;
+  options.vram = least + options.sequence_memory + (1 << 20);
+  const auto model = open_cuda(*opened, options);
+  CHECK(model->vram().slots() > opened->golden().config.layers);
+  CHECK(model->vram().slots() < opened->golden().config.layers * opened->golden().config.experts);
+  CHECK(taken() + model->sequence_memory() <= options.vram);
+  CHECK(taken() + model->sequence_memory() > options.vram - (1 << 18));  // and not much less
+}
+
 TEST_CASE("cuda: only a machine without a GPU is one where a GPU is missing", "[refused]") {
   const auto opened = open_golden("t0");
   CudaOptions second = small_options();
