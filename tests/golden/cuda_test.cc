@@ -295,6 +295,17 @@ TEST_CASE("cuda: a context that is full fails its own sequence only", "[refused]
   CHECK(same_bits({results[1].logits.begin(), results[1].logits.end()}, want));
 }
 
+TEST_CASE("cuda: copies that read the host's memory late find it as it was", "[trouble]") {
+  if (device_kind() != "emulation") return;
+  const auto opened = open_golden("e_odd");
+  const std::vector<std::uint32_t> tokens = {1, 2, 3, 4, 5, 6};
+  const std::vector<std::uint32_t> split = {5, 1};
+  const auto want = logits_of(*open_model(*opened), opened->source(), {tokens, split});
+  const device::EmulatedTrouble trouble("pageable");
+  const auto model = open_cuda(*opened, small_options());
+  CHECK(same_bits(logits_of(*model, opened->source(), {tokens, split}), want));
+}
+
 TEST_CASE("cuda: without memory for graphs steps go on without them", "[trouble]") {
   if (device_kind() != "emulation") return;
   const auto opened = open_golden("e_odd");

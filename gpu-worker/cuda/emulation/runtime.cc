@@ -433,6 +433,10 @@ Status to_device(void* to, const void* from, std::uint64_t bytes, Stream* s) {
         break;
     }
     if (stream.capture != nullptr) return "a captured copy needs pinned memory (alloc_host)";
+    if (d.trouble.strikes("pageable")) {
+      d.enqueue(stream, host_copy("to_device", to, from, from, bytes));
+      return {};
+    }
     // CUDA stages pageable memory: the source is read now, the device's memory is written in the stream's
     // order.
     const auto* begin = static_cast<const std::byte*>(from);
