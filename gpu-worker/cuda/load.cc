@@ -16,8 +16,6 @@ constexpr std::uint64_t kMargin = 600ULL << 20;
 /// Attention splits steps into groups of rows that fit.
 constexpr std::uint64_t kAttentionFloats = 8ULL << 20;
 constexpr std::uint64_t kPinChunk = 1ULL << 30;
-/// More than any card's cache, and less than a millisecond or two.
-constexpr std::uint64_t kMeasuredBytes = 256ULL << 20;
 
 std::string mib(std::uint64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
 
@@ -86,7 +84,7 @@ Result<void> CudaModel::load_all(const WeightsImage& image) {
   STOKER_TRY_VOID(bind(image));
   STOKER_TRY_VOID(make_workspace());
   // Page tables of pinned memory lie on the device.
-  STOKER_TRY_VOID(pin_pool());
+  pin_pool();
   STOKER_TRY_VOID(make_slots());
   return measure_lanes();
 }
@@ -254,104 +252,18 @@ Result<void> CudaModel::make_slots() {
 
 /// Copies out of memory that is not pinned go through the driver's own buffer, at a third of the rate, and
 /// hold up the host.
-Result<void> CudaModel::pin_pool() {
+void CudaModel::pin_pool() {
   const std::size_t whole =
       std::max(kPinChunk / options_.pool_slot_bytes, std::uint64_t{1}) * options_.pool_slot_bytes;
   for (std::size_t at = 0; at < options_.pool.size(); at += whole) {
     const auto chunk = options_.pool.subspan(at, std::min(whole, options_.pool.size() - at));
     if (const device::Status bad = api_.register_host(chunk.data(), chunk.size()); bad != nullptr) {
-      options_.warn("the pool is not pinned (" + std::string(bad) +
-                    "): copies to the GPU are slower; raise "
-                    "LimitMEMLOCK or ulimit -l");
-      return {};
+      options_.warn(mib(at) + " of the pool's " + mib(options_.pool.size()) + " are pinned (" + bad +
+                    "): copies to the GPU from the rest are slower");
+      return;
     }
     pinned_.push_back(chunk);
   }
-  return {};
-}
-
-Result<void> CudaModel::measure_lanes() {
-  STOKER_TRY(rates_.memory, measure_memory());
-  STOKER_TRY(rates_.copies, measure_copies());
-  if (options_.lane != Lane::gpu) {
-    STOKER_TRY(rates_.cpu, measure_cpu());
-  }
-  // Tests choose the split, whatever the machine does.
-  const double cpu = options_.cpu_rate > 0 ? options_.cpu_rate : rates_.cpu;
-  const double copy = options_.copy_rate > 0 ? options_.copy_rate : rates_.copies;
-  lanes_ = LaneSplit(std::max(cpu, 1.0), std::max(copy, 1.0));
-  return {};
-}
-
-/// Half of the slots into the other half, before they hold anything: best of three.
-Result<double> CudaModel::measure_memory() {
-  const std::uint64_t bytes = std::min<std::uint64_t>(slots_.bytes() / 2, kMeasuredBytes) / 256 * 256;
-  double best = 0;
-  for (int round = 0; round < 3; ++round) {
-    const Duration start = clock_.now();
-    STOKER_DEVICE("measuring device memory",
-                  api_.on_device(slots_.data() + bytes, slots_.data(), bytes, compute_.get()));
-    STOKER_DEVICE("measuring device memory", api_.synchronize(compute_.get()));
-    best = std::max(best, 2 * static_cast<double>(bytes) / seconds(clock_.now() - start));
-  }
-  return best;
-}
-
-/// One expert after another into the staging slots, out of pinned memory: best of three.
-Result<double> CudaModel::measure_copies() {
-  STOKER_TRY(const PinnedArray<std::byte> from,
-             PinnedArray<std::byte>::make(api_, kExpertBatch * slot_bytes_));
-  std::memset(from.data(), 0, from.bytes());
-  double best = 0;
-  for (int round = 0; round < 3; ++round) {
-    const Duration start = clock_.now();
-    for (std::uint32_t i = 0; i < kExpertBatch; ++i)
-      for (std::size_t part = 0; part < 3; ++part)
-        STOKER_DEVICE("measuring copies", api_.to_device(staging(0, i) + part * part_bytes_,
-                                                         from.data() + i * slot_bytes_ + part * part_bytes_,
-                                                         matrix_bytes_, copy_.get()));
-    STOKER_DEVICE("measuring copies", api_.synchronize(copy_.get()));
-    best =
-        std::max(best, static_cast<double>(3 * matrix_bytes_ * kExpertBatch) / seconds(clock_.now() - start));
-  }
-  return best;
-}
-
-/// A decode step's worth of experts out of memory: best of three.
-Result<double> CudaModel::measure_cpu() {
-  const std::size_t count = std::max(1U, config_.experts_per_token);
-  std::vector<std::byte> weights(count * 3 * matrix_bytes_, std::byte{0x38});
-  const std::vector<float> scales(weights_.scales_per_expert, 1.0F);
-  std::vector<LeasedExpert> experts;
-  std::vector<std::uint32_t> ids;
-  for (std::size_t i = 0; i < count; ++i) {
-    const std::byte* at = weights.data() + i * 3 * matrix_bytes_;
-    experts.push_back({.expert = ExpertId(static_cast<std::uint16_t>(i)),
-                       .gate = at,
-                       .up = at + matrix_bytes_,
-                       .down = at + 2 * matrix_bytes_,
-                       .scales = scales.data()});
-    ids.push_back(static_cast<std::uint32_t>(i));
-  }
-  const Row row{};
-  const Segment segment{};
-  SegmentResult result;
-  Step step{};
-  step.segments = std::span(&segment, 1);
-  step.results = std::span(&result, 1);
-  step.rows = std::span(&row, 1);
-  const std::vector<float> ones(count, 1.0F);
-  uses_.collect(step, ids.data(), ones.data());
-  std::memset(h_up_.data(), 0, config_.hidden_size * sizeof(float));
-  double best = 0;
-  for (int round = 0; round < 3; ++round) {
-    const Duration start = clock_.now();
-    for (std::size_t at = 0; at < count; at += kExpertBatch)
-      cpu_batch_->run(std::span(experts).subspan(at, std::min(kExpertBatch, count - at)), uses_, h_up_.data(),
-                      cpu_out_.data());
-    best = std::max(best, static_cast<double>(weights.size()) / seconds(clock_.now() - start));
-  }
-  return best;
 }
 
 std::string CudaModel::describe() const {

@@ -47,8 +47,9 @@ struct CudaOptions {
   std::uint32_t lookahead = 16;       ///< as CpuOptions
   Lane lane = Lane::automatic;
   bool copy_ahead = false;  ///< while a read is awaited: copies for the next layer, as its router guesses
-  double cpu_rate = 0, copy_rate = 0;  ///< bytes/s of the lanes; 0: measured at load
-  std::uint32_t vram_slots = 0;        ///< experts in device memory; 0: what the budget leaves
+  double cpu_rate = 0, copy_rate = 0;                      ///< bytes/s of the lanes; 0: measured at load
+  Duration measure_time = std::chrono::milliseconds(200);  ///< for each of the rates
+  std::uint32_t vram_slots = 0;  ///< experts in device memory; 0: what the budget leaves
   bool graphs = true;
   CpuOptions cpu;  ///< threads and instruction set of the CPU lane
   /// Memory that experts are leased from: pinned, so that copies need no detour. No copy may leave a pinned
@@ -110,12 +111,18 @@ class CudaModel final : public Model {
   Result<void> make_workspace();
   Result<void> make_pinned(std::size_t tables_bytes, std::uint32_t lookahead);
   Result<void> make_slots();
-  Result<void> pin_pool();
+  void pin_pool();
+  Result<void> load_all(const WeightsImage& image);
+
+  // measure.cc
+  template <class Round>
+  Result<double> best_rate(const Round& round);
+  template <class Enqueue>
+  Result<double> device_seconds(device::Stream* stream, const Enqueue& enqueue);
   Result<void> measure_lanes();
   Result<double> measure_memory();
-  Result<double> measure_copies();
-  Result<double> measure_cpu();
-  Result<void> load_all(const WeightsImage& image);
+  Result<void> measure_copies();
+  Result<void> measure_cpu();
 
   // step.cc
   Result<void> run(Step& step);
@@ -235,7 +242,7 @@ class CudaModel final : public Model {
   std::vector<float> inv_freq_;
 
   DeviceStream compute_, copy_;
-  DeviceEvent chosen_;
+  DeviceEvent chosen_, measured_from_, measured_to_;
   DeviceWeights weights_;
   std::unique_ptr<SequenceMemory> sequences_;
   std::uint64_t matrix_bytes_ = 0, part_bytes_ = 0,

@@ -25,6 +25,7 @@ CudaOptions small_options() {
   options.cpu.threads = 1;
   // As if both lanes were equally fast: experts take turns.
   options.cpu_rate = options.copy_rate = 1e9;
+  options.measure_time = {};
   options.warn = [](const std::string& text) { WARN(text); };
   return options;
 }
@@ -304,6 +305,31 @@ TEST_CASE("cuda: copies that read the host's memory late find it as it was", "[t
   const device::EmulatedTrouble trouble("pageable");
   const auto model = open_cuda(*opened, small_options());
   CHECK(same_bits(logits_of(*model, opened->source(), {tokens, split}), want));
+}
+
+TEST_CASE("cuda: a pool that cannot be pinned is said with its numbers, and rates are those of the pool",
+          "[trouble]") {
+  if (device_kind() != "emulation") return;
+  const auto opened = open_golden("e_odd");
+  const std::vector<std::uint32_t> tokens = {1, 2, 3, 4, 5, 6};
+  const std::vector<std::uint32_t> split = {4, 1, 1};
+  const auto want = logits_of(*open_model(*opened), opened->source(), {tokens, split});
+  for (const char* name : {"", "pin"}) {
+    CAPTURE(name);
+    const device::EmulatedTrouble trouble(name);
+    CudaOptions options = small_options();
+    options.cpu_rate = options.copy_rate = 0;
+    std::vector<std::string> warnings;
+    options.warn = [&](const std::string& text) { warnings.push_back(text); };
+    const auto model = open_cuda(*opened, options);
+    const std::string pool = std::to_string(opened->source().memory().size() >> 20);
+    REQUIRE(warnings.size() == std::string(name).size() / 3);
+    if (!warnings.empty()) CHECK(warnings[0].find("0 MiB of the pool's " + pool + " MiB are pinned") == 0);
+    CHECK(model->rates().memory > 0);
+    CHECK(model->rates().copies > 0);
+    CHECK(model->rates().cpu > 0);
+    CHECK(same_bits(logits_of(*model, opened->source(), {tokens, split}), want));
+  }
 }
 
 TEST_CASE("cuda: without memory for graphs steps go on without them", "[trouble]") {

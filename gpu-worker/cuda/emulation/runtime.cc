@@ -274,7 +274,9 @@ void free_host(void* p) {
 
 Status register_host(void* p, std::uint64_t bytes) {
   return on_gpu("register_host", [&](emulation::Device& d) -> std::string {
-    return d.capturing() ? kNotInCapture : d.pin(static_cast<std::byte*>(p), bytes, nullptr);
+    if (d.capturing()) return kNotInCapture;
+    if (d.trouble.strikes("pin")) return "this memory cannot be pinned (STOKER_EMULATION_TROUBLE)";
+    return d.pin(static_cast<std::byte*>(p), bytes, nullptr);
   });
 }
 
