@@ -208,6 +208,7 @@ class CudaModel final : public Model {
   }
   Result<void> combine(std::uint32_t rows);
   void list(std::size_t layer, ExpertId expert, const std::byte* slot);
+  Result<void> send_list(std::uint32_t first, std::uint32_t count, device::Stream* stream);
   Result<void> launch_experts(std::uint32_t first, std::uint32_t count);
 
   [[nodiscard]] std::byte* slot(std::uint32_t index) const {

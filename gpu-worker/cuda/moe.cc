@@ -44,6 +44,7 @@ Result<void> CudaModel::moe(Step& step, std::size_t layer) {
   }
   step.source->begin(LayerId(static_cast<std::uint16_t>(layer)), missing_, step.access);
   if (step.timed) step.timing.demanded = step.timing.landed = clock_.now() - step.began;
+  STOKER_TRY_VOID(send_list(0, listed_, compute_.get()));
   STOKER_TRY_VOID(launch_experts(0, listed_));
   look_ahead(step, layer);
   STOKER_TRY_VOID(shared_expert(step, layer));
@@ -225,14 +226,17 @@ void CudaModel::list(std::size_t layer, ExpertId expert, const std::byte* at) {
   experts_down_[listed_++] = {at, at + part_bytes_, at + 2 * part_bytes_, scales, use.first, use.count};
 }
 
-/// Experts listed[first .. first + count), whose weights are there in stream order.
+Result<void> CudaModel::send_list(std::uint32_t first, std::uint32_t count, device::Stream* stream) {
+  return device_result(api_.to_device(experts_device_.data() + first, experts_down_.data() + first,
+                                      count * sizeof(device::Expert), stream),
+                       "sending the list of experts");
+}
+
+/// Experts listed[first .. first + count), whose weights and list are there in stream order.
 Result<void> CudaModel::launch_experts(std::uint32_t first, std::uint32_t count) {
   if (count == 0) return {};
   std::uint32_t most = 0;
   for (std::uint32_t i = first; i < first + count; ++i) most = std::max(most, experts_down_[i].count);
-  STOKER_DEVICE("sending the list of experts",
-                api_.to_device(experts_device_.data() + first, experts_down_.data() + first,
-                               count * sizeof(device::Expert), compute_.get()));
   return device_result(api_.experts({.experts = experts_device_.data() + first,
                                      .pairs = pairs_device_.data(),
                                      .count = count,
@@ -254,9 +258,13 @@ Result<void> CudaModel::launch_experts(std::uint32_t first, std::uint32_t count)
 Result<void> CudaModel::launch_batch(Step& step) {
   Batch& batch = batches_[filling_];
   if (batch.leases.empty()) return {};
+  const std::uint32_t count = listed_ - batch.first;
+  // Copies to the device share an engine, in the order in which they can run. On the compute stream, which
+  // waits for the experts, the list would come behind those of the next batch, and nothing would overlap.
+  STOKER_TRY_VOID(send_list(batch.first, count, copy_.get()));
   STOKER_DEVICE("recording an event", api_.record(batch.copied.get(), copy_.get()));
   STOKER_DEVICE("ordering experts", api_.wait(compute_.get(), batch.copied.get()));
-  STOKER_TRY_VOID(launch_experts(batch.first, listed_ - batch.first));
+  STOKER_TRY_VOID(launch_experts(batch.first, count));
   STOKER_DEVICE("recording an event", api_.record(batch.computed.get(), compute_.get()));
   batch.in_use = true;
   filling_ = 1 - filling_;
