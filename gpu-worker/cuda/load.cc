@@ -154,7 +154,6 @@ Result<void> CudaModel::make_workspace() {
   const std::size_t n = options_.step_tokens;
   const std::size_t k = config_.experts_per_token;
   const std::size_t hidden = config_.hidden_size;
-  const std::uint32_t lookahead = std::max(1U, std::min(options_.lookahead, config_.experts));
   pages_max_ = (options_.context + device::kPagePositions - 1) / device::kPagePositions;
   const auto floats = [&](DeviceArray<float>& a, std::size_t size) -> Result<void> {
     STOKER_TRY(a, DeviceArray<float>::make(api_, size));
@@ -163,15 +162,12 @@ Result<void> CudaModel::make_workspace() {
   const std::uint64_t attention = api_.attention_workspace(
       config_.attention_heads, config_.head_dim, std::bit_ceil(pages_max_) * device::kPagePositions);
   const std::pair<DeviceArray<float>*, std::size_t> sizes[] = {
-      {&h_, n * hidden},
       {&proj_, n * std::max(dims_.conv_dim + dims_.value_dim, 2 * dims_.q_dim)},
       {&side_, n * std::max(2 * config_.linear_value_heads, 2 * dims_.kv_dim)},
       {&conv_, n * dims_.conv_dim},
       {&core_, n * std::max(dims_.value_dim, dims_.q_dim)},
       {&router_, n * config_.experts},
       {&ahead_, n * config_.experts},
-      {&topk_, n * k},
-      {&ahead_scores_, n * lookahead},
       {&gate_, n * k * config_.moe_intermediate},
       {&expert_out_, n * k * hidden},
       {&shared_gate_, n * config_.shared_intermediate},
@@ -183,30 +179,32 @@ Result<void> CudaModel::make_workspace() {
       {&logits_device_, std::size_t{kLogitRows} * config_.vocab_size},
       {&spare_page_, sequences_->page_bytes() / sizeof(float)}};
   for (const auto& [array, size] : sizes) STOKER_TRY_VOID(floats(*array, size));
-  STOKER_TRY(ids_, DeviceArray<std::uint32_t>::make(api_, n * k));
-  STOKER_TRY(ahead_ids_, DeviceArray<std::uint32_t>::make(api_, n * lookahead));
-  STOKER_TRY(flags_, DeviceArray<std::uint32_t>::make(api_, n + kLogitRows));
+  std::byte origin{};
+  const auto choice = static_cast<std::size_t>(choice_at(&origin, n, true, true).end - &origin);
+  STOKER_TRY(choice_device_, DeviceArray<std::byte>::make(api_, choice));
+  STOKER_TRY(logit_flags_device_, DeviceArray<std::uint32_t>::make(api_, kLogitRows));
   STOKER_TRY(pairs_device_, DeviceArray<std::uint32_t>::make(api_, n * k));
   STOKER_TRY(from_device_, DeviceArray<std::uint32_t>::make(api_, n));
   STOKER_TRY(experts_device_, DeviceArray<device::Expert>::make(api_, config_.experts));
-  std::byte origin{};
   const auto down = static_cast<std::size_t>(tables_at(&origin).end - &origin);
   STOKER_TRY(down_device_, DeviceArray<std::byte>::make(api_, down));
-  return make_pinned(down, lookahead);
+  return make_pinned(down);
 }
 
-Result<void> CudaModel::make_pinned(std::size_t down, std::uint32_t lookahead) {
+Result<void> CudaModel::make_pinned(std::size_t down) {
   const std::size_t n = options_.step_tokens;
   const std::size_t k = config_.experts_per_token;
   const std::size_t hidden = config_.hidden_size;
   STOKER_TRY(down_, PinnedArray<std::byte>::make(api_, down));
-  for (Choice& choice : choice_) {
-    STOKER_TRY(choice.ids, PinnedArray<std::uint32_t>::make(api_, n * k));
-    STOKER_TRY(choice.weights, PinnedArray<float>::make(api_, n * k));
-    STOKER_TRY(choice.ahead_ids, PinnedArray<std::uint32_t>::make(api_, n * lookahead));
-    STOKER_TRY(choice.ahead_scores, PinnedArray<float>::make(api_, n * lookahead));
+  std::byte origin{};
+  // Prefill sends no h.
+  const std::size_t most =
+      static_cast<std::size_t>(std::max(choice_at(&origin, n, false, true).end - &origin,
+                                        choice_at(&origin, options_.sequences, true, true).end - &origin));
+  for (PinnedArray<std::byte>& choice : choice_) {
+    STOKER_TRY(choice, PinnedArray<std::byte>::make(api_, most));
   }
-  STOKER_TRY(flags_up_, PinnedArray<std::uint32_t>::make(api_, n));
+  STOKER_TRY(last_flags_, PinnedArray<std::uint32_t>::make(api_, n));
   STOKER_TRY(logit_flags_, PinnedArray<std::uint32_t>::make(api_, n));
   STOKER_TRY(pairs_down_, PinnedArray<std::uint32_t>::make(api_, n * k));
   STOKER_TRY(from_down_, PinnedArray<std::uint32_t>::make(api_, n));
@@ -214,7 +212,6 @@ Result<void> CudaModel::make_pinned(std::size_t down, std::uint32_t lookahead) {
   STOKER_TRY(logits_up_, PinnedArray<float>::make(api_, std::size_t{kLogitRows} * config_.vocab_size));
   // The CPU lane serves decode steps.
   const std::size_t decoding = options_.sequences;
-  STOKER_TRY(h_up_, PinnedArray<float>::make(api_, decoding * hidden));
   STOKER_TRY(cpu_out_, PinnedArray<float>::make(api_, decoding * k * hidden));
   cpu_batch_ = std::make_unique<ExpertBatch>(config_, host_.expert_dtype, *kernels_, *threads_, decoding);
   cpu_ready_.reserve(kExpertBatch);

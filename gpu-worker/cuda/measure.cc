@@ -2,7 +2,6 @@
 // goes on for a while and its best round counts: an idle GPU, and its link, begin at a fraction of their
 // clocks.
 #include <algorithm>
-#include <cstring>
 #include <numeric>
 
 #include "gpu-worker/cuda/model.h"
@@ -134,7 +133,7 @@ Result<void> CudaModel::measure_cpu() {
   step.rows = std::span(&row, 1);
   const std::vector<float> ones(count, 1.0F);
   uses_.collect(step, ids.data(), ones.data());
-  std::memset(h_up_.data(), 0, config_.hidden_size * sizeof(float));
+  const std::vector<float> h(config_.hidden_size, 0.0F);
   STOKER_TRY(rates_.cpu, best_rate([&]() -> Result<double> {
                for (std::size_t i = 0; i < count; ++i) {
                  const std::byte* at = walk.next();
@@ -147,7 +146,7 @@ Result<void> CudaModel::measure_cpu() {
                const Duration start = clock_.now();
                for (std::size_t at = 0; at < count; at += kExpertBatch)
                  cpu_batch_->run(std::span(experts).subspan(at, std::min(kExpertBatch, count - at)), uses_,
-                                 h_up_.data(), cpu_out_.data());
+                                 h.data(), cpu_out_.data());
                return static_cast<double>(count * 3 * matrix_bytes_) /
                       std::max(seconds(clock_.now() - start), 1e-9);
              }));

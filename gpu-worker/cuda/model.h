@@ -109,7 +109,7 @@ class CudaModel final : public Model {
   Result<void> set_budget();
   Result<void> bind(const WeightsImage& image);
   Result<void> make_workspace();
-  Result<void> make_pinned(std::size_t tables_bytes, std::uint32_t lookahead);
+  Result<void> make_pinned(std::size_t tables_bytes);
   Result<void> make_slots();
   void pin_pool();
   Result<void> load_all(const WeightsImage& image);
@@ -170,7 +170,7 @@ class CudaModel final : public Model {
   Result<void> delta_net(const DeviceLayer& layer, const device::StepTables& tables);
   Result<void> attention(const DeviceLayer& layer, const device::StepTables& tables, std::uint32_t longest);
   Result<void> router(std::size_t layer, std::uint32_t rows, bool decoding, bool ahead);
-  void take_flags(Step& step, std::size_t layer);
+  void take_flags(Step& step, std::size_t layer, const std::uint32_t* flags);
   Result<void> logits(Step& step);
   Result<std::uint32_t> try_logits(Step& step, bool first);
   Result<void> matmul(const device::Matrix& w, const float* x, std::uint32_t x_stride, float* y,
@@ -198,7 +198,7 @@ class CudaModel final : public Model {
   Result<void> copy_in(const Step& step, std::size_t layer, const LeasedExpert& expert);
   Result<void> launch_batch(Step& step);
   Result<void> settle(Step& step, Batch& batch);
-  Result<void> run_cpu(Step& step);
+  Result<void> run_cpu(Step& step, std::size_t layer);
   void guess_next(const Step& step, std::size_t layer);
   Result<bool> copy_ahead(Step& step, std::size_t layer);
   Result<void> copy_expert(const LeasedExpert& expert, std::size_t layer, std::byte* to);
@@ -267,20 +267,41 @@ class CudaModel final : public Model {
   DeviceArray<float> spare_page_;  ///< where rows without a sequence write
 
   // Workspace in device memory, [row][...].
-  DeviceArray<float> h_, proj_, side_, conv_, core_, router_, ahead_, gate_, expert_out_, shared_gate_,
+  DeviceArray<float> proj_, side_, conv_, core_, router_, ahead_, gate_, expert_out_, shared_gate_,
       shared_up_, shared_out_, shared_sigma_, attention_, normed_, logits_device_;
-  DeviceArray<std::uint32_t> ids_, ahead_ids_, flags_, pairs_device_, from_device_;
-  DeviceArray<float> topk_, ahead_scores_;
+  DeviceArray<std::uint32_t> logit_flags_device_, pairs_device_, from_device_;
   DeviceArray<device::Expert> experts_device_;
 
-  // What comes up. The choice of a layer is read until its successor's flags were.
+  // What comes up after the router of a layer: one block, as long as the step's rows make it. The host waits
+  // for it in every layer, and copies of a few bytes cost what they cost by their number.
   struct Choice {
-    PinnedArray<std::uint32_t> ids, ahead_ids;
-    PinnedArray<float> weights, ahead_scores;
+    float* h;              ///< [row][hidden], the experts' input; where the CPU computes experts
+    std::uint32_t* flags;  ///< [row], of the layer before
+    std::uint32_t* ids;    ///< [row][k]
+    float* weights;
+    std::uint32_t* ahead_ids;  ///< [row][lookahead], if the router looks ahead
+    float* ahead_scores;
+    std::byte* end;
   };
-  Choice choice_[2];
-  PinnedArray<std::uint32_t> flags_up_, logit_flags_;
-  PinnedArray<float> h_up_, logits_up_, cpu_out_;
+  [[nodiscard]] Choice choice_at(std::byte* base, std::size_t rows, bool h, bool ahead) const;
+  /// On the device all of it has its place; on the host nothing has that is not sent.
+  [[nodiscard]] Choice choice_on_device(std::size_t rows) const {
+    return choice_at(choice_device_.data(), rows, true, true);
+  }
+  [[nodiscard]] Choice choice_of(const Step& step, std::size_t layer) const {
+    const std::size_t rows = step.rows.size();
+    const bool decoding = step.access == Access::decode;
+    return choice_at(choice_[layer % 2].data(), rows, sends_h(decoding, rows), computes_ahead(step, layer));
+  }
+  [[nodiscard]] bool sends_h(bool decoding, std::size_t rows) const {
+    return decoding && options_.lane != Lane::gpu && rows <= options_.sequences;
+  }
+  [[nodiscard]] float* h() const { return reinterpret_cast<float*>(choice_device_.data()); }
+  DeviceArray<std::byte> choice_device_;
+  PinnedArray<std::byte> choice_[2];  ///< a layer's is read until its successor's flags were
+
+  PinnedArray<std::uint32_t> last_flags_, logit_flags_;
+  PinnedArray<float> logits_up_, cpu_out_;
   PinnedArray<device::Expert> experts_down_;
   PinnedArray<std::uint32_t> pairs_down_, from_down_;
   std::vector<float> logits_many_;

@@ -109,6 +109,23 @@ CudaModel::Tables CudaModel::tables_at(std::byte* base) const {
   return t;
 }
 
+CudaModel::Choice CudaModel::choice_at(std::byte* base, std::size_t rows, bool h, bool ahead) const {
+  const auto take = [&]<class T>(T*& array, std::size_t count) {
+    array = reinterpret_cast<T*>(std::exchange(base, base + count * sizeof(T)));
+  };
+  const std::size_t chosen = rows * config_.experts_per_token;
+  const std::size_t candidates = ahead ? rows * std::min(options_.lookahead, config_.experts) : 0;
+  Choice c{};
+  take(c.h, h ? rows * config_.hidden_size : 0);
+  take(c.flags, rows);
+  take(c.ids, chosen);
+  take(c.weights, chosen);
+  take(c.ahead_ids, candidates);
+  take(c.ahead_scores, candidates);
+  c.end = base;
+  return c;
+}
+
 device::StepTables CudaModel::device_tables(const Step& step) const {
   const Tables t = tables_at(down_device_.data());
   return {t.rows, t.segments, static_cast<std::uint32_t>(step.rows.size()),
@@ -163,7 +180,7 @@ Result<void> CudaModel::run_layers(Step& step) {
     STOKER_TRY_VOID(front(step, layer));
     STOKER_DEVICE("recording an event", api_.record(chosen_.get(), compute_.get()));
     STOKER_DEVICE("waiting for the router of layer " + std::to_string(layer), api_.wait_host(chosen_.get()));
-    if (layer > 0) take_flags(step, layer - 1);
+    if (layer > 0) take_flags(step, layer - 1, choice_of(step, layer).flags);
     STOKER_TRY_VOID(moe(step, layer));
   }
   return {};
@@ -209,13 +226,13 @@ Result<void> CudaModel::enqueue_front(std::size_t layer, const device::StepTable
   const std::uint32_t rows = tables.row_count;
   float* x = tables_at(down_device_.data()).x;
   if (layer > 0) STOKER_TRY_VOID(combine(rows));
-  STOKER_TRY_VOID(norm(x, w.input_norm, h_.data(), rows));
+  STOKER_TRY_VOID(norm(x, w.input_norm, h(), rows));
   if (w.mixer == MixerType::full_attention) {
     STOKER_TRY_VOID(attention(w, tables, longest));
   } else {
     STOKER_TRY_VOID(delta_net(w, tables));
   }
-  STOKER_TRY_VOID(norm(x, w.post_norm, h_.data(), rows));
+  STOKER_TRY_VOID(norm(x, w.post_norm, h(), rows));
   return router(layer, rows, decoding, ahead);
 }
 
@@ -224,9 +241,9 @@ Result<void> CudaModel::delta_net(const DeviceLayer& layer, const device::StepTa
   const std::uint32_t rows = tables.row_count;
   const std::uint32_t hidden = config_.hidden_size;
   const std::uint32_t proj = dims_.conv_dim + dims_.value_dim;
-  STOKER_TRY_VOID(matmul(w.qkvz, h_.data(), hidden, proj_.data(), proj, rows, weights_.qkvz_scatter));
-  STOKER_TRY_VOID(matmul(w.ba, h_.data(), hidden, side_.data(), 2 * config_.linear_value_heads, rows,
-                         weights_.ba_scatter));
+  STOKER_TRY_VOID(matmul(w.qkvz, h(), hidden, proj_.data(), proj, rows, weights_.qkvz_scatter));
+  STOKER_TRY_VOID(
+      matmul(w.ba, h(), hidden, side_.data(), 2 * config_.linear_value_heads, rows, weights_.ba_scatter));
   STOKER_DEVICE("convolution", api_.convolution({.step = tables,
                                                  .in = proj_.data(),
                                                  .w = w.conv,
@@ -267,9 +284,9 @@ Result<void> CudaModel::attention(const DeviceLayer& layer, const device::StepTa
   const std::uint32_t rows = tables.row_count;
   const std::uint32_t hidden = config_.hidden_size;
   const Tables t = tables_at(down_device_.data());
-  STOKER_TRY_VOID(matmul(w.q, h_.data(), hidden, proj_.data(), 2 * dims_.q_dim, rows, weights_.q_scatter));
-  STOKER_TRY_VOID(matmul(w.k, h_.data(), hidden, side_.data(), 2 * dims_.kv_dim, rows));
-  STOKER_TRY_VOID(matmul(w.v, h_.data(), hidden, side_.data() + dims_.kv_dim, 2 * dims_.kv_dim, rows));
+  STOKER_TRY_VOID(matmul(w.q, h(), hidden, proj_.data(), 2 * dims_.q_dim, rows, weights_.q_scatter));
+  STOKER_TRY_VOID(matmul(w.k, h(), hidden, side_.data(), 2 * dims_.kv_dim, rows));
+  STOKER_TRY_VOID(matmul(w.v, h(), hidden, side_.data() + dims_.kv_dim, 2 * dims_.kv_dim, rows));
   STOKER_DEVICE("storing keys and values", api_.attention_store({.step = tables,
                                                                  .q = proj_.data(),
                                                                  .kv = side_.data(),
@@ -305,44 +322,42 @@ Result<void> CudaModel::attention(const DeviceLayer& layer, const device::StepTa
   return matmul(w.o, core_.data(), dims_.q_dim, t.x, hidden, rows, nullptr, true);
 }
 
-/// The choice of experts, and what the next layer's router makes of the same input; both go up.
+/// The choice of experts, and what the next layer's router makes of the same input; both go up, with the
+/// flags of the layer before and, where the CPU may compute experts, their input.
 Result<void> CudaModel::router(std::size_t layer, std::uint32_t rows, bool decoding, bool ahead) {
-  const Choice& up = choice_[layer % 2];
   const auto choose = [&](const device::Matrix& w, float* p, std::uint32_t* ids, float* weights,
-                          std::uint32_t k, bool normalise, std::uint32_t* ids_up,
-                          float* weights_up) -> Result<void> {
-    STOKER_TRY_VOID(matmul(w, h_.data(), config_.hidden_size, p, config_.experts, rows));
-    STOKER_DEVICE("router", api_.top_k({.p = p,
-                                        .ids = ids,
-                                        .weights = weights,
-                                        .rows = rows,
-                                        .experts = config_.experts,
-                                        .k = k,
-                                        .normalise = normalise},
-                                       compute_.get()));
-    const std::size_t bytes = std::size_t{rows} * k * sizeof(float);
-    STOKER_DEVICE("reading the choice", api_.to_host(ids_up, ids, bytes, compute_.get()));
-    return device_result(api_.to_host(weights_up, weights, bytes, compute_.get()), "reading the choice");
+                          std::uint32_t k, bool normalise) -> Result<void> {
+    STOKER_TRY_VOID(matmul(w, h(), config_.hidden_size, p, config_.experts, rows));
+    return device_result(api_.top_k({.p = p,
+                                     .ids = ids,
+                                     .weights = weights,
+                                     .rows = rows,
+                                     .experts = config_.experts,
+                                     .k = k,
+                                     .normalise = normalise},
+                                    compute_.get()),
+                         "router");
   };
-  STOKER_TRY_VOID(choose(weights_.layers[layer].moe.router, router_.data(), ids_.data(), topk_.data(),
-                         config_.experts_per_token, config_.norm_topk_prob, up.ids.data(),
-                         up.weights.data()));
+  const Choice at = choice_on_device(rows);
+  STOKER_TRY_VOID(choose(weights_.layers[layer].moe.router, router_.data(), at.ids, at.weights,
+                         config_.experts_per_token, config_.norm_topk_prob));
   if (ahead)
-    STOKER_TRY_VOID(choose(weights_.layers[layer + 1].moe.router, ahead_.data(), ahead_ids_.data(),
-                           ahead_scores_.data(), std::min(options_.lookahead, config_.experts), false,
-                           up.ahead_ids.data(), up.ahead_scores.data()));
-  if (!decoding || options_.lane == Lane::gpu || rows > options_.sequences) return {};
-  return device_result(api_.to_host(h_up_.data(), h_.data(),
-                                    std::size_t{rows} * config_.hidden_size * sizeof(float), compute_.get()),
-                       "reading the experts' input");
+    STOKER_TRY_VOID(choose(weights_.layers[layer + 1].moe.router, ahead_.data(), at.ahead_ids,
+                           at.ahead_scores, std::min(options_.lookahead, config_.experts), false));
+  std::byte* to = choice_[layer % 2].data();
+  const bool with_h = sends_h(decoding, rows);
+  const Choice up = choice_at(to, rows, with_h, ahead);
+  const void* from = with_h ? static_cast<const void*>(at.h) : at.flags;
+  return device_result(api_.to_host(to, from, static_cast<std::uint64_t>(up.end - to), compute_.get()),
+                       "reading the choice");
 }
 
 /// What combine() of `layer` found; its choice is still the current one.
-void CudaModel::take_flags(Step& step, std::size_t layer) {
+void CudaModel::take_flags(Step& step, std::size_t layer, const std::uint32_t* flags) {
   const std::uint32_t k = config_.experts_per_token;
   for (std::uint32_t r = 0; r < step.rows.size(); ++r) {
-    if (flags_up_[r] == 0 || !step.row_alive(r)) continue;
-    const auto rank = static_cast<std::uint32_t>(std::countr_zero(flags_up_[r]));
+    if (flags[r] == 0 || !step.row_alive(r)) continue;
+    const auto rank = static_cast<std::uint32_t>(std::countr_zero(flags[r]));
     if (rank < k) {
       uses_.not_finite(step, layer, r * k + rank);
     } else {
@@ -356,6 +371,8 @@ void CudaModel::take_flags(Step& step, std::size_t layer) {
 Result<void> CudaModel::logits(Step& step) {
   const std::uint32_t rows = static_cast<std::uint32_t>(step.rows.size());
   STOKER_TRY_VOID(combine(rows));
+  STOKER_DEVICE("reading flags", api_.to_host(last_flags_.data(), choice_on_device(rows).flags,
+                                              rows * sizeof(std::uint32_t), compute_.get()));
   for (bool first = true;; first = false) {
     STOKER_TRY(const std::uint32_t failed, try_logits(step, first));
     if (failed == 0) return {};
@@ -380,20 +397,19 @@ Result<std::uint32_t> CudaModel::try_logits(Step& step, bool first) {
     STOKER_TRY_VOID(norm(tables_at(down_device_.data()).x, weights_.final_norm, normed_.data(), count,
                          from_device_.data() + at));
     STOKER_DEVICE("checking the final norm", api_.not_finite({.x = normed_.data(),
-                                                              .flags = flags_.data() + options_.step_tokens,
+                                                              .flags = logit_flags_device_.data(),
                                                               .rows = count,
                                                               .n = config_.hidden_size},
                                                              compute_.get()));
-    STOKER_DEVICE("reading flags",
-                  api_.to_host(logit_flags_.data() + at, flags_.data() + options_.step_tokens,
-                               count * sizeof(std::uint32_t), compute_.get()));
+    STOKER_DEVICE("reading flags", api_.to_host(logit_flags_.data() + at, logit_flags_device_.data(),
+                                                count * sizeof(std::uint32_t), compute_.get()));
     STOKER_TRY_VOID(matmul(weights_.lm_head, normed_.data(), config_.hidden_size, logits_device_.data(),
                            config_.vocab_size, count));
     STOKER_DEVICE("reading logits", api_.to_host(out + at * vocab, logits_device_.data(),
                                                  count * vocab * sizeof(float), compute_.get()));
   }
   STOKER_DEVICE("the end of a step", api_.synchronize(compute_.get()));
-  if (first && step.any_alive()) take_flags(step, weights_.layers.size() - 1);
+  if (first && step.any_alive()) take_flags(step, weights_.layers.size() - 1, last_flags_.data());
   std::uint32_t failed = 0;
   for (std::uint32_t i = 0; i < wanted; ++i) {
     const Row& row = step.rows[from_down_[i]];

@@ -1,5 +1,6 @@
 // The GPU backend against the same goldens, and bit for bit against the CPU backend: on the emulated device,
 // or with STOKER_TEST_DEVICE=cuda on a real one.
+#include <algorithm>
 #include <catch2/catch.hpp>
 #include <cstdlib>
 #include <string>
@@ -350,6 +351,39 @@ TEST_CASE("cuda: without memory for graphs steps go on without them", "[trouble]
     REQUIRE(warnings.size() == 1);
     CHECK(warnings[0].find("graphs") != std::string::npos);
     CHECK(warnings[0].find("out of device memory") != std::string::npos);
+  }
+}
+
+TEST_CASE("cuda: an output that is not finite fails its segment and names the layer", "[trouble]") {
+  const auto opened = open_golden("a_fp8");
+  const std::uint32_t layers = opened->golden().config.layers;
+  const std::span<std::byte> experts = opened->source().memory();
+  const std::vector<std::byte> sound(experts.begin(), experts.end());
+  const std::size_t of_layer = experts.size() / layers;
+  const std::vector<std::uint32_t> tokens = {1, 2, 3, 4, 5};
+  for (const std::uint32_t layer : {0U, layers - 1}) {
+    for (const std::size_t before : {std::size_t{0}, std::size_t{4}}) {
+      const auto model = open_cuda(*opened, small_options());
+      const auto sequence = model->new_sequence();
+      const auto feed = [&](std::span<const std::uint32_t> piece) {
+        const Segment segment{sequence.get(), 0, piece, Segment::Logits::last};
+        SegmentResult result;
+        const Access access = piece.size() == 1 ? Access::decode : Access::prefill;
+        if (const auto stats =
+                model->step(std::span(&segment, 1), access, opened->source(), nullptr, std::span(&result, 1));
+            !stats)
+          FAIL(stats.error().text());
+        return result.error ? result.error->text() : "";
+      };
+      if (before > 0) CHECK(feed(std::span(tokens).first(before)).empty());
+      const auto damaged = experts.subspan(layer * of_layer, of_layer);
+      std::fill(damaged.begin(), damaged.end(), std::byte{0xFF});  // NaN
+      const std::string text = feed(std::span(tokens).subspan(before));
+      CAPTURE(before, text);
+      CHECK(text.find(" of layer " + std::to_string(layer) + " produced non-finite values") !=
+            std::string::npos);
+      std::copy(sound.begin(), sound.end(), experts.begin());
+    }
   }
 }
 
