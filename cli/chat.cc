@@ -186,7 +186,8 @@ int Chat::turn(const std::string& text) {
     context_.terminal.end_answer();
     messages_.erase(messages_.size() - 1);  // the question can be asked again
     const int code = report(outcome.error(), "worker");
-    if (outcome.error().code == Errc::peer_gone) {
+    const Errc why = outcome.error().code;
+    if (why == Errc::peer_gone || why == Errc::device_lost) {
       say("stoker: waiting for the worker to come back");
       if (auto back = session_.reconnect(context_, interrupts_); !back) return report(back.error());
     }

@@ -85,7 +85,7 @@ std::string next_request_id(unsigned n) {
 }
 
 Errc errc_of(std::string_view code) {
-  static constexpr std::array<std::pair<std::string_view, Errc>, 10> kNames = {{
+  static constexpr std::array<std::pair<std::string_view, Errc>, 11> kNames = {{
       {error_code::kInvalidRequest, Errc::invalid},
       {error_code::kContext, Errc::too_large},
       {error_code::kMemory, Errc::no_memory},
@@ -95,6 +95,7 @@ Errc errc_of(std::string_view code) {
       {error_code::kNoTemplate, Errc::missing},
       {error_code::kExpertRead, Errc::io},
       {error_code::kLoaderGone, Errc::peer_gone},
+      {error_code::kDeviceLost, Errc::device_lost},
       {error_code::kShuttingDown, Errc::peer_gone},
   }};
   for (const auto& [name, errc] : kNames) {

@@ -140,7 +140,8 @@ class Model {
   [[nodiscard]] virtual std::uint32_t step_tokens_max() const = 0;
   /// Runs one step. results.size() == segments.size(). `access` tells the pool whether to treat the
   /// experts as decode working set or as a prefill scan. observer may be null. An Error return means the
-  /// whole step failed (expert source broken) and no sequence may be used any more.
+  /// whole step failed (expert source broken) and no sequence may be used any more; with Errc::device_lost
+  /// every later step will.
   virtual Result<StepStats> step(std::span<const Segment> segments, Access access, ExpertSource& source,
                                  RoutingObserver* observer, std::span<SegmentResult> results) = 0;
   [[nodiscard]] virtual DeviceRates rates() const { return {}; }

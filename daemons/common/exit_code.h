@@ -10,7 +10,7 @@ enum ExitCode : int {
   kOk = 0,
   kFailure = 1,      ///< something failed while running
   kUsage = 2,        ///< the command line, configuration or request makes no sense
-  kUnreachable = 4,  ///< no stack answers in the run directory
+  kUnreachable = 4,  ///< no stack answers in the run directory, or not any more
   kModel = 5,        ///< model files are missing, corrupt or of an unsupported kind
   kTooLong = 6,      ///< the prompt does not fit the context
   kTimeout = 124,    ///< --timeout ran out
@@ -29,6 +29,7 @@ inline int exit_code_of(const Error& error) {
     case Errc::too_large:
       return kTooLong;
     case Errc::peer_gone:
+    case Errc::device_lost:
       return kUnreachable;
     case Errc::cancelled:
       return kInterrupted;

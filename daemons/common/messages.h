@@ -38,6 +38,7 @@ inline constexpr const char* kNoTokenizer = "no_tokenizer";
 inline constexpr const char* kNoTemplate = "no_chat_template";
 inline constexpr const char* kExpertRead = "expert_read";
 inline constexpr const char* kLoaderGone = "loader_gone";
+inline constexpr const char* kDeviceLost = "device_lost";
 inline constexpr const char* kShuttingDown = "shutting_down";
 inline constexpr const char* kInternal = "internal";
 }  // namespace error_code

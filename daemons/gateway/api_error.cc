@@ -18,6 +18,7 @@ constexpr std::array kMappings = {
     Mapping{error_code::kNoTemplate, 400, 0},     Mapping{error_code::kQueueFull, 429, 10},
     Mapping{error_code::kSlowClient, 503, 1},     Mapping{error_code::kLoaderGone, 503, 5},
     Mapping{error_code::kShuttingDown, 503, 5},   Mapping{kWorkerGone, 503, 5},
+    Mapping{error_code::kDeviceLost, 503, 5},
 };
 
 }  // namespace

@@ -167,7 +167,7 @@ void EngineLoop::run() {
     }
     apply(commands);
     if (!scheduler_.step() && scheduler_.idle()) scheduler_.while_idle();
-    if (const std::optional<Error> lost = scheduler_.source_lost()) {
+    if (const std::optional<Error> lost = scheduler_.lost()) {
       const std::lock_guard lock(mutex_);
       lost_ = lost;
       break;

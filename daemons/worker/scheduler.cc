@@ -243,9 +243,11 @@ void Scheduler::accept(Entry& entry, std::span<const float> logits) {
 }
 
 /// The model gave no result for the whole step: its sequences are lost. When the loader stayed away, the
-/// queue is answered too, instead of letting each request wait as long again.
+/// queue is answered too, instead of letting each request wait as long again; when no step can succeed any
+/// more, it is for whoever starts us to begin anew.
 void Scheduler::step_failed(std::span<Entry* const> members, const Error& error) {
-  if (error.code == Errc::layout) source_lost_ = error;
+  if (error.code == Errc::layout || error.code == Errc::device_lost) lost_ = error;
+  if (error.code == Errc::device_lost) return fail_all(error_code::kDeviceLost, error.text());
   if (error.code == Errc::peer_gone || error.code == Errc::layout)
     return fail_all(error_code::kLoaderGone, error.text());
   for (Entry* entry : members) fail(*entry, error_code::kInternal, error.text());

@@ -102,8 +102,9 @@ class Scheduler {
   void while_idle() { source_.idle(); }
   [[nodiscard]] bool idle() const { return queue_.empty() && active_.empty(); }
   [[nodiscard]] SchedulerStatus status();
-  /// Set once the loader runs with another pool than ours: no request can succeed any more.
-  [[nodiscard]] const std::optional<Error>& source_lost() const { return source_lost_; }
+  /// Set once no request can succeed any more: the loader runs with another pool than ours (Errc::layout), or
+  /// the GPU is lost (Errc::device_lost).
+  [[nodiscard]] const std::optional<Error>& lost() const { return lost_; }
 
  private:
   struct Entry;
@@ -159,7 +160,7 @@ class Scheduler {
   bool decode_next_ = false;  ///< alternation
   Duration last_progress_{};
   SchedulerStatus totals_;
-  std::optional<Error> source_lost_;
+  std::optional<Error> lost_;
   RateMeter generated_rate_, prompt_rate_;
 };
 

@@ -24,8 +24,8 @@ class Server {
   /// How serving ended: `unfinished` when a step or the tokenising of a prompt did not end in time. Then
   /// the engine or the intake cannot be destroyed either, and only leaving the process helps.
   enum class End : std::uint8_t { complete, unfinished };
-  /// Serves until a stop signal, then ends all requests in order. Errc::peer_gone or ::layout when the
-  /// loader's pool was replaced: the worker has to start anew.
+  /// Serves until a stop signal, then ends all requests in order. Errc::layout when the loader's pool was
+  /// replaced, Errc::device_lost: the worker has to start anew.
   Result<End> run(StopSignals& signals);
 
  private:

@@ -19,17 +19,38 @@ cudaGraphExec_t native(Graph* g) { return reinterpret_cast<cudaGraphExec_t>(g); 
 constexpr int kLeastMajor = 7, kLeastMinor = 5;
 
 thread_local char status_text[512];
+thread_local Fault status_fault = Fault::other;
 int opened_device = -1;
 
 template <class... Arguments>
-Status say(const char* format, Arguments... arguments) {
+Status say(Fault fault, const char* format, Arguments... arguments) {
+  status_fault = fault;
   std::snprintf(status_text, sizeof status_text, format, arguments...);
   return status_text;
 }
 
-/// For what cannot return a status. There is nothing to do about it, but it must not go unseen.
-void complain(Status status) {
-  if (status != nullptr) std::fprintf(stderr, "stoker: CUDA: %s\n", status);
+Fault fault_of(cudaError_t error) {
+  switch (error) {
+    case cudaErrorMemoryAllocation:
+      return Fault::memory;
+    case cudaErrorInsufficientDriver:
+    case cudaErrorSystemDriverMismatch:
+    case cudaErrorCompatNotSupportedOnDevice:
+    case cudaErrorNoKernelImageForDevice:
+    case cudaErrorUnsupportedPtxVersion:
+      return Fault::unsupported;
+    default:
+      return Fault::other;
+  }
+}
+
+/// For what cannot return a status. There is nothing to do about it, but it must not go unseen. An error that
+/// has broken the context comes back from every call: hundreds of allocations that go say it once.
+void complain(cudaError_t error, const char* attempt) {
+  static cudaError_t told = cudaSuccess;
+  const Status status = cuda_status(error, attempt);
+  if (status != nullptr && error != told) std::fprintf(stderr, "stoker: CUDA: %s\n", status);
+  if (status != nullptr) told = error;
 }
 
 /// Before the first call that initialises CUDA. By default a kernel is loaded at its first launch, which is
@@ -45,6 +66,7 @@ Status check_code(const cudaDeviceProp& properties) {
   if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion) {
     (void)cudaGetLastError();
     return say(
+        Fault::unsupported,
         "%s (compute capability %d.%d): this libstoker-cuda.so has no code that it or its driver can run "
         "(%s). "
         "Update the driver, or build Stoker with -DSTOKER_CUDA_ARCHITECTURES=%d%d",
@@ -70,6 +92,20 @@ Status fill_versions(Info* info) {
   return nullptr;
 }
 
+/// CUDA has one error for a driver that is too old and for none at all. Only the latter is a machine without
+/// a GPU, which is nothing to warn of.
+Status no_driver_for_us() {
+  int driver = 0;
+  const cudaError_t error = cudaDriverGetVersion(&driver);
+  (void)cudaGetLastError();
+  if (error != cudaSuccess || driver == 0)
+    return say(Fault::no_driver, "there is no NVIDIA driver (libcuda.so.1) on this machine");
+  return say(Fault::unsupported,
+             "the NVIDIA driver supports CUDA %d.%d, this libstoker-cuda.so needs %d.%d: update the driver "
+             "(nvidia-smi shows its version), or build Stoker with an older CUDA Toolkit",
+             driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+}
+
 }  // namespace
 
 Status cuda_status(cudaError_t error, const char* attempt) {
@@ -77,26 +113,21 @@ Status cuda_status(cudaError_t error, const char* attempt) {
   // CUDA keeps the error for the next cudaGetLastError(), which is after a launch that has nothing to do with
   // it.
   (void)cudaGetLastError();
-  return say("%s: %s (%s)", attempt, cudaGetErrorString(error), cudaGetErrorName(error));
+  return say(fault_of(error), "%s: %s (%s)", attempt, cudaGetErrorString(error), cudaGetErrorName(error));
 }
 
 namespace runtime {
 
 const char kKind[] = "cuda";
 
+Fault fault() { return status_fault; }
+
 Status count(std::uint32_t* devices) {
   load_eagerly();
   *devices = 0;
   int found = 0;
   const cudaError_t error = cudaGetDeviceCount(&found);
-  if (error == cudaErrorInsufficientDriver) {
-    (void)cudaGetLastError();
-    return say(
-        "the NVIDIA driver is missing, or older than CUDA %d.%d needs: install or update it (nvidia-smi "
-        "shows "
-        "its version)",
-        CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
-  }
+  if (error == cudaErrorInsufficientDriver) return no_driver_for_us();
   if (error == cudaErrorNoDevice) {
     (void)cudaGetLastError();
     return nullptr;
@@ -106,6 +137,18 @@ Status count(std::uint32_t* devices) {
   return nullptr;
 }
 
+namespace {
+
+/// What open() does when the device's context is there.
+Status look_around(const cudaDeviceProp& properties, Info* info) {
+  if (Status s = check_code(properties)) return s;
+  fill(info, properties);
+  if (Status s = fill_versions(info)) return s;
+  return memory(&info->memory_free, &info->memory_total);
+}
+
+}  // namespace
+
 Status open(std::uint32_t device, Info* info) {
   load_eagerly();
   const int id = static_cast<int>(device);
@@ -113,6 +156,7 @@ Status open(std::uint32_t device, Info* info) {
   if (Status s = cuda_status(cudaGetDeviceProperties(&properties, id), "asking about the GPU")) return s;
   if (properties.major * 10 + properties.minor < kLeastMajor * 10 + kLeastMinor) {
     return say(
+        Fault::unsupported,
         "%s has compute capability %d.%d; Stoker needs %d.%d (GeForce RTX 20 or newer). Use the CPU backend",
         properties.name, properties.major, properties.minor, kLeastMajor, kLeastMinor);
   }
@@ -123,15 +167,19 @@ Status open(std::uint32_t device, Info* info) {
     return s;
   }
   if (Status s = cuda_status(cudaSetDevice(id), "selecting the GPU")) return s;
-  if (Status s = check_code(properties)) return s;
-  fill(info, properties);
-  if (Status s = fill_versions(info)) return s;
-  opened_device = id;
-  return memory(&info->memory_free, &info->memory_total);
+  const Status s = look_around(properties, info);
+  if (s == nullptr) {
+    opened_device = id;
+  } else {
+    // A worker that goes on without the GPU must not hold a context's few hundred megabytes of it.
+    (void)cudaDeviceReset();
+    (void)cudaGetLastError();
+  }
+  return s;
 }
 
 Status bind_thread() {
-  if (opened_device < 0) return say("binding a thread: no device is open");
+  if (opened_device < 0) return say(Fault::other, "binding a thread: no device is open");
   return cuda_status(cudaSetDevice(opened_device), "binding a thread to the GPU");
 }
 
@@ -145,7 +193,7 @@ Status memory(std::uint64_t* free, std::uint64_t* total) {
 
 void close() {
   if (opened_device < 0) return;
-  complain(cuda_status(cudaDeviceReset(), "closing the GPU"));
+  complain(cudaDeviceReset(), "closing the GPU");
   opened_device = -1;
 }
 
@@ -157,12 +205,12 @@ Status alloc(std::uint64_t bytes, void** out) {
   (void)cudaGetLastError();
   std::uint64_t free = 0, total = 0;
   if (Status s = memory(&free, &total)) return s;
-  return say("out of device memory: %llu bytes asked for, %llu of %llu free",
+  return say(Fault::memory, "out of device memory: %llu bytes asked for, %llu of %llu free",
              static_cast<unsigned long long>(bytes), static_cast<unsigned long long>(free),
              static_cast<unsigned long long>(total));
 }
 
-void free(void* p) { complain(cuda_status(cudaFree(p), "freeing device memory")); }
+void free(void* p) { complain(cudaFree(p), "freeing device memory"); }
 
 Status alloc_host(std::uint64_t bytes, void** out) {
   *out = nullptr;
@@ -170,17 +218,17 @@ Status alloc_host(std::uint64_t bytes, void** out) {
   return cuda_status(cudaHostAlloc(out, bytes, cudaHostAllocDefault), "allocating pinned memory");
 }
 
-void free_host(void* p) { complain(cuda_status(cudaFreeHost(p), "freeing pinned memory")); }
+void free_host(void* p) { complain(cudaFreeHost(p), "freeing pinned memory"); }
 
 Status register_host(void* p, std::uint64_t bytes) {
   const cudaError_t error = cudaHostRegister(p, bytes, cudaHostRegisterDefault);
   if (error == cudaSuccess) return nullptr;
   (void)cudaGetLastError();
-  return say("pinning %llu bytes of host memory: %s (%s)", static_cast<unsigned long long>(bytes),
-             cudaGetErrorString(error), cudaGetErrorName(error));
+  return say(fault_of(error), "pinning %llu bytes of host memory: %s (%s)",
+             static_cast<unsigned long long>(bytes), cudaGetErrorString(error), cudaGetErrorName(error));
 }
 
-void unregister_host(void* p) { complain(cuda_status(cudaHostUnregister(p), "unpinning host memory")); }
+void unregister_host(void* p) { complain(cudaHostUnregister(p), "unpinning host memory"); }
 
 Status new_stream(bool urgent, Stream** out) {
   int least = 0, greatest = 0;
@@ -195,7 +243,7 @@ Status new_stream(bool urgent, Stream** out) {
 }
 
 void free_stream(Stream* s) {
-  if (s != nullptr) complain(cuda_status(cudaStreamDestroy(native(s)), "freeing a stream"));
+  if (s != nullptr) complain(cudaStreamDestroy(native(s)), "freeing a stream");
 }
 
 Status synchronize(Stream* s) {
@@ -211,7 +259,7 @@ Status new_event(bool timed, Event** out) {
 }
 
 void free_event(Event* e) {
-  if (e != nullptr) complain(cuda_status(cudaEventDestroy(native(e)), "freeing an event"));
+  if (e != nullptr) complain(cudaEventDestroy(native(e)), "freeing an event");
 }
 
 Status record(Event* e, Stream* s) {
@@ -262,7 +310,7 @@ Status launch(Graph* g, Stream* s) {
 }
 
 void free_graph(Graph* g) {
-  if (g != nullptr) complain(cuda_status(cudaGraphExecDestroy(native(g)), "freeing a graph"));
+  if (g != nullptr) complain(cudaGraphExecDestroy(native(g)), "freeing a graph");
 }
 
 Status to_device(void* to, const void* from, std::uint64_t bytes, Stream* s) {

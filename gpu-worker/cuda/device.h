@@ -13,6 +13,21 @@
 
 namespace stoker {
 
+/// For a caller that has to know more of a failed call than its text.
+inline Errc errc_of(device::Fault fault) {
+  switch (fault) {
+    case device::Fault::memory:
+      return Errc::no_memory;
+    case device::Fault::no_driver:
+      return Errc::missing;
+    case device::Fault::unsupported:
+      return Errc::unsupported;
+    case device::Fault::other:
+      break;
+  }
+  return Errc::io;
+}
+
 /// Status as a Result; `what` begins the message.
 inline Result<void> device_result(device::Status status, const char* what) {
   if (status == nullptr) return {};
@@ -38,9 +53,7 @@ class ModuleArray {
     ModuleArray a;
     void* p = nullptr;
     const device::Status bad = (api.*Alloc)(std::max<std::size_t>(size, 1) * sizeof(T), &p);
-    if (bad != nullptr)
-      return fail(Errc::no_memory, std::to_string(size * sizeof(T)) + " bytes for the GPU: " + bad +
-                                       "; give a smaller --vram, or free memory");
+    if (bad != nullptr) return refused(api.fault(), size * sizeof(T), bad);
     a.api_ = &api;
     a.data_ = static_cast<T*>(p);
     a.size_ = size;
@@ -61,6 +74,15 @@ class ModuleArray {
   T& operator[](std::size_t i) const { return data_[i]; }
 
  private:
+  static constexpr bool kPinned = Alloc == &device::Api::alloc_host;
+  /// Any call reports an error that broke the device earlier: only one for want of memory is about memory.
+  static tl::unexpected<Error> refused(device::Fault fault, std::uint64_t bytes, device::Status bad) {
+    std::string text =
+        std::to_string(bytes) + (kPinned ? " bytes of pinned host memory: " : " bytes for the GPU: ") + bad;
+    if (fault == device::Fault::memory)
+      text += kPinned ? "; free host memory" : "; give a smaller --vram, or free memory";
+    return fail(errc_of(fault), std::move(text));
+  }
   void swap(ModuleArray& other) {
     std::swap(api_, other.api_);
     std::swap(data_, other.data_);

@@ -18,7 +18,7 @@
 
 namespace stoker::device {
 
-inline constexpr std::uint32_t kAbi = 1;
+inline constexpr std::uint32_t kAbi = 2;
 inline constexpr char kEntryPoint[] = "stoker_device_api";
 
 /// Positions per page of the KV cache; also the block in which attention sums (cpu/sequence.h kKvBlock).
@@ -28,6 +28,14 @@ struct Stream;
 struct Event;
 struct Graph;
 using Status = const char*;  ///< null: done
+
+/// What kind of failure it was, where that decides what to do about it.
+enum class Fault : std::uint8_t {
+  other,
+  memory,       ///< there is not enough of it
+  no_driver,    ///< and so no GPU
+  unsupported,  ///< driver, GPU and module do not go together
+};
 
 struct Info {
   char name[128];
@@ -230,6 +238,8 @@ struct NotFinite {
 struct Api {
   std::uint32_t abi, bytes;  ///< kAbi, sizeof(Api)
   const char* kind;          ///< "cuda" or "emulation"
+
+  Fault (*fault)();  ///< of the latest call of this thread that returned a text
 
   Status (*count)(std::uint32_t* devices);
   Status (*open)(std::uint32_t device, Info* info);  ///< once; the calling thread is bound

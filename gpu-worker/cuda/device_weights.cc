@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <string>
+#include <utility>
 
 #include "shm/base/check.h"
 
@@ -17,6 +18,10 @@ class Uploader {
  public:
   Uploader(const device::Api& api, device::Stream* stream, DeviceWeights& out)
       : api_(api), stream_(stream), out_(out) {}
+  Uploader(const Uploader&) = delete;
+  Uploader& operator=(const Uploader&) = delete;
+  /// After an error too: no copy reads what is gone.
+  ~Uploader() { (void)api_.synchronize(stream_); }
 
   template <class T>
   const T* array(const T* from, std::size_t count) {
@@ -31,6 +36,11 @@ class Uploader {
                 "an FP8 scale is " + std::to_string(*large) + ", on a GPU they must be below " +
                     std::to_string(static_cast<int>(device::kScaleLimit)) + ": give --device cpu"};
     return array(from, count);
+  }
+  const std::uint32_t* table(std::vector<std::uint32_t> columns) {
+    // A GPU that can read all of the host's memory copies out of it when the copy's turn comes.
+    tables_.push_back(std::move(columns));
+    return array(tables_.back().data(), tables_.back().size());
   }
   const float* floats(const FloatBuffer& from) { return array(from.data(), from.size()); }
   device::Matrix matrix(const Matrix& m) {
@@ -82,6 +92,7 @@ class Uploader {
   DeviceWeights& out_;
   std::byte* next_ = nullptr;
   std::uint64_t left_ = 0;
+  std::vector<std::vector<std::uint32_t>> tables_;
   Error error_;
 };
 
@@ -124,13 +135,9 @@ Result<DeviceWeights> DeviceWeights::upload(const device::Api& api, device::Stre
   const Dims dims(config);
   out.final_norm = up.floats(weights.final_norm);
   out.lm_head = up.matrix(weights.lm_head);
-  const auto table = [&](const std::vector<std::uint32_t>& columns) {
-    return up.array(columns.data(), columns.size());
-  };
-  // Uploads from memory that is not pinned are over when the call returns.
-  out.qkvz_scatter = table(qkvz_columns(config, dims));
-  out.ba_scatter = table(ba_columns(config, dims));
-  out.q_scatter = table(q_columns(config, dims));
+  out.qkvz_scatter = up.table(qkvz_columns(config, dims));
+  out.ba_scatter = up.table(ba_columns(config, dims));
+  out.q_scatter = up.table(q_columns(config, dims));
   for (std::size_t i = 0; i < weights.layers.size(); ++i) {
     const LayerWeights& w = weights.layers[i];
     const bool full = w.mixer == MixerType::full_attention;

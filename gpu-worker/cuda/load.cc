@@ -10,13 +10,12 @@
 namespace stoker {
 namespace {
 
-/// Left alone when no budget is given: the display, the driver's own, and what CUDA takes for kernels.
+/// Of what is free, left alone whatever the budget: the display's, the driver's own, and what nobody can
+/// count, such as graphs and the local memory of kernels.
 constexpr std::uint64_t kMargin = 600ULL << 20;
 /// Attention splits steps into groups of rows that fit.
 constexpr std::uint64_t kAttentionFloats = 8ULL << 20;
 constexpr std::uint64_t kPinChunk = 1ULL << 30;
-/// More than any card's cache, and less than a millisecond or two.
-constexpr std::uint64_t kMeasuredBytes = 256ULL << 20;
 
 std::string mib(std::uint64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
 
@@ -84,30 +83,27 @@ Result<void> CudaModel::load_all(const WeightsImage& image) {
   STOKER_TRY_VOID(open_device());
   STOKER_TRY_VOID(bind(image));
   STOKER_TRY_VOID(make_workspace());
+  // Page tables of pinned memory lie on the device.
+  pin_pool();
   STOKER_TRY_VOID(make_slots());
-  STOKER_TRY_VOID(pin_pool());
   return measure_lanes();
 }
 
 Result<void> CudaModel::open_device() {
   std::uint32_t devices = 0;
-  if (const device::Status bad = api_.count(&devices); bad != nullptr) return fail(Errc::missing, bad);
+  // Errc::missing is a machine without a GPU, on which nobody needs a warning. A driver that does not work,
+  // or is too old, is something else.
+  if (const device::Status bad = api_.count(&devices); bad != nullptr)
+    return fail(errc_of(api_.fault()), bad);
+  if (devices == 0) return fail(Errc::missing, "the driver knows of no GPU: give --device cpu");
   if (options_.device >= devices)
-    return fail(Errc::missing, "there is no GPU " + std::to_string(options_.device) +
-                                   ", the driver knows of " + std::to_string(devices) +
-                                   ": give --device cpu, or another --gpu");
-  STOKER_DEVICE("GPU " + std::to_string(options_.device), api_.open(options_.device, &info_));
+    return fail(Errc::invalid, "--gpu " + std::to_string(options_.device) + ": the driver knows of " +
+                                   std::to_string(devices) + " GPUs, the first is 0");
+  const std::string gpu = "GPU " + std::to_string(options_.device);
+  if (const device::Status bad = api_.open(options_.device, &info_); bad != nullptr)
+    return fail(errc_of(api_.fault()), gpu + ": " + bad);
   session_.api = &api_;
-  if (options_.vram_percent > 0)
-    options_.vram =
-        static_cast<std::uint64_t>(static_cast<double>(info_.memory_total) * options_.vram_percent / 100);
-  if (options_.vram > info_.memory_total)
-    return fail(Errc::invalid, "--vram " + mib(options_.vram) + " is more than the " +
-                                   mib(info_.memory_total) + " of " + info_.name);
-  const std::uint64_t budget = options_.vram != 0 ? options_.vram : info_.memory_free;
-  if (options_.sequence_percent > 0)
-    options_.sequence_memory =
-        static_cast<std::uint64_t>(static_cast<double>(budget) * options_.sequence_percent / 100);
+  STOKER_TRY_VOID(set_budget());
   STOKER_TRY(compute_, make_stream(api_, true));
   STOKER_TRY(copy_, make_stream(api_, false));
   STOKER_TRY(chosen_, make_event(api_));
@@ -119,12 +115,34 @@ Result<void> CudaModel::open_device() {
   return {};
 }
 
+/// What was asked for, as far as it is there: a card sold as 8 GiB reports less, and others have some of it.
+Result<void> CudaModel::set_budget() {
+  const std::string card =
+      mib(info_.memory_free) + " of the " + mib(info_.memory_total) + " of " + info_.name + " are free";
+  if (info_.memory_free <= kMargin)
+    return fail(Errc::no_memory, "device memory: " + card + ", and " + mib(kMargin) +
+                                     " of that are left alone: end what else uses the card, or give "
+                                     "--device cpu");
+  const std::uint64_t most = info_.memory_free - kMargin;
+  const auto part = [](std::uint64_t whole, double percent) {
+    return static_cast<std::uint64_t>(static_cast<double>(whole) * percent / 100);
+  };
+  if (options_.vram_percent > 0) options_.vram = part(info_.memory_total, options_.vram_percent);
+  if (options_.vram > most)
+    options_.warn("--vram " + mib(options_.vram) + " is more than there is: " + card + ", " + mib(kMargin) +
+                  " of that are left alone; using " + mib(most));
+  if (options_.vram == 0 || options_.vram > most) options_.vram = most;
+  if (options_.sequence_percent > 0)
+    options_.sequence_memory = part(options_.vram, options_.sequence_percent);
+  return {};
+}
+
 Result<void> CudaModel::bind(const WeightsImage& image) {
   STOKER_TRY(kernels_, select_kernels(options_.cpu.simd));
   threads_ = std::make_unique<ThreadPool>(options_.cpu.threads);
   STOKER_TRY(host_, bind_weights(config_, image, *kernels_, *threads_));
   STOKER_TRY(weights_, DeviceWeights::upload(api_, compute_.get(), config_, host_, image));
-  sequences_ = std::make_unique<SequenceMemory>(api_, compute_.get(), config_);
+  sequences_ = std::make_unique<SequenceMemory>(api_, compute_.get(), config_, options_.sequence_memory);
   matrix_bytes_ =
       std::uint64_t{config_.hidden_size} * config_.moe_intermediate * dtype_bytes(host_.expert_dtype);
   part_bytes_ = (matrix_bytes_ + 255) / 256 * 256;
@@ -136,7 +154,6 @@ Result<void> CudaModel::make_workspace() {
   const std::size_t n = options_.step_tokens;
   const std::size_t k = config_.experts_per_token;
   const std::size_t hidden = config_.hidden_size;
-  const std::uint32_t lookahead = std::max(1U, std::min(options_.lookahead, config_.experts));
   pages_max_ = (options_.context + device::kPagePositions - 1) / device::kPagePositions;
   const auto floats = [&](DeviceArray<float>& a, std::size_t size) -> Result<void> {
     STOKER_TRY(a, DeviceArray<float>::make(api_, size));
@@ -145,15 +162,12 @@ Result<void> CudaModel::make_workspace() {
   const std::uint64_t attention = api_.attention_workspace(
       config_.attention_heads, config_.head_dim, std::bit_ceil(pages_max_) * device::kPagePositions);
   const std::pair<DeviceArray<float>*, std::size_t> sizes[] = {
-      {&h_, n * hidden},
       {&proj_, n * std::max(dims_.conv_dim + dims_.value_dim, 2 * dims_.q_dim)},
       {&side_, n * std::max(2 * config_.linear_value_heads, 2 * dims_.kv_dim)},
       {&conv_, n * dims_.conv_dim},
       {&core_, n * std::max(dims_.value_dim, dims_.q_dim)},
       {&router_, n * config_.experts},
       {&ahead_, n * config_.experts},
-      {&topk_, n * k},
-      {&ahead_scores_, n * lookahead},
       {&gate_, n * k * config_.moe_intermediate},
       {&expert_out_, n * k * hidden},
       {&shared_gate_, n * config_.shared_intermediate},
@@ -165,31 +179,32 @@ Result<void> CudaModel::make_workspace() {
       {&logits_device_, std::size_t{kLogitRows} * config_.vocab_size},
       {&spare_page_, sequences_->page_bytes() / sizeof(float)}};
   for (const auto& [array, size] : sizes) STOKER_TRY_VOID(floats(*array, size));
-  STOKER_TRY(ids_, DeviceArray<std::uint32_t>::make(api_, n * k));
-  STOKER_TRY(ahead_ids_, DeviceArray<std::uint32_t>::make(api_, n * lookahead));
-  STOKER_TRY(flags_, DeviceArray<std::uint32_t>::make(api_, n * device::combine_slots(config_.hidden_size)));
-  STOKER_TRY(normed_flags_, DeviceArray<std::uint32_t>::make(api_, kLogitRows));
+  std::byte origin{};
+  const auto choice = static_cast<std::size_t>(choice_at(&origin, n, true, true).end - &origin);
+  STOKER_TRY(choice_device_, DeviceArray<std::byte>::make(api_, choice));
+  STOKER_TRY(logit_flags_device_, DeviceArray<std::uint32_t>::make(api_, kLogitRows));
   STOKER_TRY(pairs_device_, DeviceArray<std::uint32_t>::make(api_, n * k));
   STOKER_TRY(from_device_, DeviceArray<std::uint32_t>::make(api_, n));
   STOKER_TRY(experts_device_, DeviceArray<device::Expert>::make(api_, config_.experts));
-  std::byte origin{};
   const auto down = static_cast<std::size_t>(tables_at(&origin).end - &origin);
   STOKER_TRY(down_device_, DeviceArray<std::byte>::make(api_, down));
-  return make_pinned(down, lookahead);
+  return make_pinned(down);
 }
 
-Result<void> CudaModel::make_pinned(std::size_t down, std::uint32_t lookahead) {
+Result<void> CudaModel::make_pinned(std::size_t down) {
   const std::size_t n = options_.step_tokens;
   const std::size_t k = config_.experts_per_token;
   const std::size_t hidden = config_.hidden_size;
   STOKER_TRY(down_, PinnedArray<std::byte>::make(api_, down));
-  for (Choice& choice : choice_) {
-    STOKER_TRY(choice.ids, PinnedArray<std::uint32_t>::make(api_, n * k));
-    STOKER_TRY(choice.weights, PinnedArray<float>::make(api_, n * k));
-    STOKER_TRY(choice.ahead_ids, PinnedArray<std::uint32_t>::make(api_, n * lookahead));
-    STOKER_TRY(choice.ahead_scores, PinnedArray<float>::make(api_, n * lookahead));
+  std::byte origin{};
+  // Prefill sends no h.
+  const std::size_t most =
+      static_cast<std::size_t>(std::max(choice_at(&origin, n, false, true).end - &origin,
+                                        choice_at(&origin, options_.sequences, true, true).end - &origin));
+  for (PinnedArray<std::byte>& choice : choice_) {
+    STOKER_TRY(choice, PinnedArray<std::byte>::make(api_, most));
   }
-  STOKER_TRY(flags_up_,
+  STOKER_TRY(last_flags_,
              PinnedArray<std::uint32_t>::make(api_, n * device::combine_slots(config_.hidden_size)));
   STOKER_TRY(logit_flags_, PinnedArray<std::uint32_t>::make(api_, n));
   STOKER_TRY(pairs_down_, PinnedArray<std::uint32_t>::make(api_, n * k));
@@ -198,7 +213,6 @@ Result<void> CudaModel::make_pinned(std::size_t down, std::uint32_t lookahead) {
   STOKER_TRY(logits_up_, PinnedArray<float>::make(api_, std::size_t{kLogitRows} * config_.vocab_size));
   // The CPU lane serves decode steps.
   const std::size_t decoding = options_.sequences;
-  STOKER_TRY(h_up_, PinnedArray<float>::make(api_, decoding * hidden));
   STOKER_TRY(cpu_out_, PinnedArray<float>::make(api_, decoding * k * hidden));
   cpu_batch_ = std::make_unique<ExpertBatch>(config_, host_.expert_dtype, *kernels_, *threads_, decoding);
   cpu_ready_.reserve(kExpertBatch);
@@ -206,14 +220,15 @@ Result<void> CudaModel::make_pinned(std::size_t down, std::uint32_t lookahead) {
   return {};
 }
 
-/// Experts get what the budget leaves after everything else, sequences that are to come included.
+/// Experts get what the budget leaves after everything else, sequences that are to come included. What was
+/// taken so far is what the device says, not what was asked of it: it hands out whole pages.
 Result<void> CudaModel::make_slots() {
   std::uint64_t free = 0;
   std::uint64_t total = 0;
   STOKER_DEVICE("asking for free memory", api_.memory(&free, &total));
   const std::uint64_t used = info_.memory_free - std::min(info_.memory_free, free);
-  std::uint64_t left = free > kMargin ? free - kMargin : 0;
-  if (options_.vram != 0) left = std::min(free, options_.vram > used ? options_.vram - used : 0);
+  const std::uint64_t left =
+      std::min(options_.vram - std::min(options_.vram, used), free - std::min(free, kMargin));
   const std::uint64_t staging = 2 * kExpertBatch;
   const std::uint64_t others = options_.sequence_memory + staging * slot_bytes_;
   const std::uint64_t most = std::uint64_t{config_.layers} * config_.experts;
@@ -223,8 +238,7 @@ Result<void> CudaModel::make_slots() {
     return fail(Errc::no_memory,
                 "device memory: weights and workspace take " + mib(used) + ", sequences " +
                     mib(options_.sequence_memory) + ", staging " + mib(staging * slot_bytes_) + "; " +
-                    mib(left) + " are left of " +
-                    mib(options_.vram != 0 ? options_.vram : info_.memory_free) +
+                    mib(left) + " are left of " + mib(options_.vram) +
                     ": give a larger --vram, or smaller --sequence-memory, --context or --chunk");
   if (slots < config_.layers)
     options_.warn("device memory holds " + std::to_string(slots) +
@@ -236,104 +250,18 @@ Result<void> CudaModel::make_slots() {
 
 /// Copies out of memory that is not pinned go through the driver's own buffer, at a third of the rate, and
 /// hold up the host.
-Result<void> CudaModel::pin_pool() {
+void CudaModel::pin_pool() {
   const std::size_t whole =
       std::max(kPinChunk / options_.pool_slot_bytes, std::uint64_t{1}) * options_.pool_slot_bytes;
   for (std::size_t at = 0; at < options_.pool.size(); at += whole) {
     const auto chunk = options_.pool.subspan(at, std::min(whole, options_.pool.size() - at));
     if (const device::Status bad = api_.register_host(chunk.data(), chunk.size()); bad != nullptr) {
-      options_.warn("the pool is not pinned (" + std::string(bad) +
-                    "): copies to the GPU are slower; raise "
-                    "LimitMEMLOCK or ulimit -l");
-      return {};
+      options_.warn(mib(at) + " of the pool's " + mib(options_.pool.size()) + " are pinned (" + bad +
+                    "): copies to the GPU from the rest are slower");
+      return;
     }
     pinned_.push_back(chunk);
   }
-  return {};
-}
-
-Result<void> CudaModel::measure_lanes() {
-  STOKER_TRY(rates_.memory, measure_memory());
-  STOKER_TRY(rates_.copies, measure_copies());
-  if (options_.lane != Lane::gpu) {
-    STOKER_TRY(rates_.cpu, measure_cpu());
-  }
-  // Tests choose the split, whatever the machine does.
-  const double cpu = options_.cpu_rate > 0 ? options_.cpu_rate : rates_.cpu;
-  const double copy = options_.copy_rate > 0 ? options_.copy_rate : rates_.copies;
-  lanes_ = LaneSplit(std::max(cpu, 1.0), std::max(copy, 1.0));
-  return {};
-}
-
-/// Half of the slots into the other half, before they hold anything: best of three.
-Result<double> CudaModel::measure_memory() {
-  const std::uint64_t bytes = std::min<std::uint64_t>(slots_.bytes() / 2, kMeasuredBytes) / 256 * 256;
-  double best = 0;
-  for (int round = 0; round < 3; ++round) {
-    const Duration start = clock_.now();
-    STOKER_DEVICE("measuring device memory",
-                  api_.on_device(slots_.data() + bytes, slots_.data(), bytes, compute_.get()));
-    STOKER_DEVICE("measuring device memory", api_.synchronize(compute_.get()));
-    best = std::max(best, 2 * static_cast<double>(bytes) / seconds(clock_.now() - start));
-  }
-  return best;
-}
-
-/// One expert after another into the staging slots, out of pinned memory: best of three.
-Result<double> CudaModel::measure_copies() {
-  STOKER_TRY(const PinnedArray<std::byte> from,
-             PinnedArray<std::byte>::make(api_, kExpertBatch * slot_bytes_));
-  std::memset(from.data(), 0, from.bytes());
-  double best = 0;
-  for (int round = 0; round < 3; ++round) {
-    const Duration start = clock_.now();
-    for (std::uint32_t i = 0; i < kExpertBatch; ++i)
-      for (std::size_t part = 0; part < 3; ++part)
-        STOKER_DEVICE("measuring copies", api_.to_device(staging(0, i) + part * part_bytes_,
-                                                         from.data() + i * slot_bytes_ + part * part_bytes_,
-                                                         matrix_bytes_, copy_.get()));
-    STOKER_DEVICE("measuring copies", api_.synchronize(copy_.get()));
-    best =
-        std::max(best, static_cast<double>(3 * matrix_bytes_ * kExpertBatch) / seconds(clock_.now() - start));
-  }
-  return best;
-}
-
-/// A decode step's worth of experts out of memory: best of three.
-Result<double> CudaModel::measure_cpu() {
-  const std::size_t count = std::max(1U, config_.experts_per_token);
-  std::vector<std::byte> weights(count * 3 * matrix_bytes_, std::byte{0x38});
-  const std::vector<float> scales(weights_.scales_per_expert, 1.0F);
-  std::vector<LeasedExpert> experts;
-  std::vector<std::uint32_t> ids;
-  for (std::size_t i = 0; i < count; ++i) {
-    const std::byte* at = weights.data() + i * 3 * matrix_bytes_;
-    experts.push_back({.expert = ExpertId(static_cast<std::uint16_t>(i)),
-                       .gate = at,
-                       .up = at + matrix_bytes_,
-                       .down = at + 2 * matrix_bytes_,
-                       .scales = scales.data()});
-    ids.push_back(static_cast<std::uint32_t>(i));
-  }
-  const Row row{};
-  const Segment segment{};
-  SegmentResult result;
-  Step step{};
-  step.segments = std::span(&segment, 1);
-  step.results = std::span(&result, 1);
-  step.rows = std::span(&row, 1);
-  const std::vector<float> ones(count, 1.0F);
-  uses_.collect(step, ids.data(), ones.data());
-  std::memset(h_up_.data(), 0, config_.hidden_size * sizeof(float));
-  double best = 0;
-  for (int round = 0; round < 3; ++round) {
-    const Duration start = clock_.now();
-    for (std::size_t at = 0; at < count; at += kExpertBatch)
-      cpu_batch_->run(std::span(experts).subspan(at, std::min(kExpertBatch, count - at)), uses_, h_up_.data(),
-                      cpu_out_.data());
-    best = std::max(best, static_cast<double>(weights.size()) / seconds(clock_.now() - start));
-  }
-  return best;
 }
 
 std::string CudaModel::describe() const {

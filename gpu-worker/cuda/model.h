@@ -38,8 +38,8 @@ struct CudaOptions {
   std::string kind = "cuda";  ///< which module: "cuda", or "emulation" in tests
   std::string module_path;    ///< "" = beside the program
   std::uint32_t device = 0;
-  std::uint64_t vram = 0;             ///< budget in bytes
-  double vram_percent = 0;            ///< or of the card's memory; both 0: what is free, less a margin
+  std::uint64_t vram = 0;             ///< budget in bytes; never more than what is free, less a margin
+  double vram_percent = 0;            ///< or of the card's memory; both 0: all of that
   std::uint64_t sequence_memory = 0;  ///< of the budget, for all sequences' state: in bytes
   double sequence_percent = 0;        ///< or as a share of it
   std::uint32_t step_tokens = 512;    ///< most tokens in one step
@@ -48,8 +48,9 @@ struct CudaOptions {
   std::uint32_t lookahead = 16;       ///< as CpuOptions
   Lane lane = Lane::automatic;
   bool copy_ahead = false;  ///< while a read is awaited: copies for the next layer, as its router guesses
-  double cpu_rate = 0, copy_rate = 0;  ///< bytes/s of the lanes; 0: measured at load
-  std::uint32_t vram_slots = 0;        ///< experts in device memory; 0: what the budget leaves
+  double cpu_rate = 0, copy_rate = 0;                      ///< bytes/s of the lanes; 0: measured at load
+  Duration measure_time = std::chrono::milliseconds(200);  ///< for each of the rates
+  std::uint32_t vram_slots = 0;  ///< experts in device memory; 0: what the budget leaves
   bool graphs = true;
   CpuOptions cpu;  ///< threads and instruction set of the CPU lane
   /// Memory that experts are leased from: pinned, so that copies need no detour. No copy may leave a pinned
@@ -98,41 +99,68 @@ class CudaModel final : public Model {
     auto operator<=>(const GraphKey&) const = default;
   };
 
+  /// Each holds memory of the device that no budget counts. A layer needs two per number of rows, and
+  /// attention some more for the length.
+  static constexpr std::size_t kGraphsPerLayer = 16;
+
   CudaModel(DeviceModule module, const ModelConfig& config, const CudaOptions& options, const Clock& clock);
 
   // load.cc
   Result<void> open_device();
+  Result<void> set_budget();
   Result<void> bind(const WeightsImage& image);
   Result<void> make_workspace();
-  Result<void> make_pinned(std::size_t tables_bytes, std::uint32_t lookahead);
+  Result<void> make_pinned(std::size_t tables_bytes);
   Result<void> make_slots();
-  Result<void> pin_pool();
+  void pin_pool();
+  Result<void> load_all(const WeightsImage& image);
+
+  // measure.cc
+  template <class Round>
+  Result<double> best_rate(const Round& round);
+  template <class Enqueue>
+  Result<double> device_seconds(device::Stream* stream, const Enqueue& enqueue);
   Result<void> measure_lanes();
   Result<double> measure_memory();
-  Result<double> measure_copies();
-  Result<double> measure_cpu();
-  Result<void> load_all(const WeightsImage& image);
+  Result<void> measure_copies();
+  Result<void> measure_cpu();
 
   // step.cc
   Result<void> run(Step& step);
-  void abandon(Step& step);
+  Error abandon(Step& step, Error why);
+  [[nodiscard]] std::string device_trouble();
   void grow_sequences(Step& step);
   Result<void> upload(const Step& step);
+  /// What `enqueue` puts on the compute stream, as a graph that is kept if it is `captured`.
   template <class Enqueue>
   Result<void> run_piece(bool captured, const GraphKey& key, const Enqueue& enqueue) {
     if (!captured) return enqueue();
+    const Result<void> launched = launch_graph(key, enqueue);
+    if (launched) return {};
+    // How much of the device's memory a graph takes is the driver's to say, and nothing of one that was not
+    // launched has run.
+    STOKER_TRY_VOID(enqueue());
+    give_up_graphs(launched.error());
+    return {};
+  }
+  template <class Enqueue>
+  Result<void> launch_graph(const GraphKey& key, const Enqueue& enqueue) {
     auto found = graphs_.find(key);
     if (found == graphs_.end()) {
       STOKER_DEVICE("capturing", api_.begin_capture(compute_.get()));
-      auto enqueued = enqueue();
-      device::Graph* graph = nullptr;
-      auto ended = device_result(api_.end_capture(compute_.get(), &graph), "capturing a layer");
+      Result<void> enqueued = enqueue();
+      device::Graph* made = nullptr;
+      const device::Status bad = api_.end_capture(compute_.get(), &made);
+      DeviceGraph graph(api_, made);
       STOKER_TRY_VOID(std::move(enqueued));
-      STOKER_TRY_VOID(std::move(ended));
-      found = graphs_.emplace(key, DeviceGraph(api_, graph)).first;
+      STOKER_DEVICE("capturing a layer", bad);
+      // Too many shapes of steps are rare, and those in use are soon captured again.
+      if (graphs_.size() >= kGraphsPerLayer * weights_.layers.size()) graphs_.clear();
+      found = graphs_.emplace(key, std::move(graph)).first;
     }
     return device_result(api_.launch(found->second.get(), compute_.get()), "launching a layer");
   }
+  void give_up_graphs(const Error& why);
   void fill_tables(const Step& step);
   Result<void> run_layers(Step& step);
   Result<void> front(const Step& step, std::size_t layer);
@@ -143,7 +171,7 @@ class CudaModel final : public Model {
   Result<void> delta_net(const DeviceLayer& layer, const device::StepTables& tables);
   Result<void> attention(const DeviceLayer& layer, const device::StepTables& tables, std::uint32_t longest);
   Result<void> router(std::size_t layer, std::uint32_t rows, bool decoding, bool ahead);
-  void take_flags(Step& step, std::size_t layer);
+  void take_flags(Step& step, std::size_t layer, const std::uint32_t* flags);
   Result<void> logits(Step& step);
   Result<std::uint32_t> try_logits(Step& step, bool first);
   Result<void> matmul(const device::Matrix& w, const float* x, std::uint32_t x_stride, float* y,
@@ -177,7 +205,7 @@ class CudaModel final : public Model {
   Result<void> copy_in(const Step& step, std::size_t layer, const LeasedExpert& expert);
   Result<void> launch_batch(Step& step);
   Result<void> settle(Step& step, Batch& batch);
-  Result<void> run_cpu(Step& step);
+  Result<void> run_cpu(Step& step, std::size_t layer);
   void guess_next(const Step& step, std::size_t layer);
   Result<bool> copy_ahead(Step& step, std::size_t layer);
   Result<void> copy_expert(const LeasedExpert& expert, std::size_t layer, std::byte* to);
@@ -187,6 +215,7 @@ class CudaModel final : public Model {
   }
   Result<void> combine(std::uint32_t rows);
   void list(std::size_t layer, ExpertId expert, const std::byte* slot);
+  Result<void> send_list(std::uint32_t first, std::uint32_t count, device::Stream* stream);
   Result<void> launch_experts(std::uint32_t first, std::uint32_t count);
 
   [[nodiscard]] std::byte* slot(std::uint32_t index) const {
@@ -221,7 +250,7 @@ class CudaModel final : public Model {
   std::vector<float> inv_freq_;
 
   DeviceStream compute_, copy_;
-  DeviceEvent chosen_;
+  DeviceEvent chosen_, measured_from_, measured_to_;
   DeviceWeights weights_;
   std::unique_ptr<SequenceMemory> sequences_;
   std::uint64_t matrix_bytes_ = 0, part_bytes_ = 0,
@@ -245,20 +274,41 @@ class CudaModel final : public Model {
   DeviceArray<float> spare_page_;  ///< where rows without a sequence write
 
   // Workspace in device memory, [row][...].
-  DeviceArray<float> h_, proj_, side_, conv_, core_, router_, ahead_, gate_, expert_out_, shared_gate_,
+  DeviceArray<float> proj_, side_, conv_, core_, router_, ahead_, gate_, expert_out_, shared_gate_,
       shared_up_, shared_out_, shared_sigma_, attention_, normed_, logits_device_;
-  DeviceArray<std::uint32_t> ids_, ahead_ids_, flags_, normed_flags_, pairs_device_, from_device_;
-  DeviceArray<float> topk_, ahead_scores_;
+  DeviceArray<std::uint32_t> logit_flags_device_, pairs_device_, from_device_;
   DeviceArray<device::Expert> experts_device_;
 
-  // What comes up. The choice of a layer is read until its successor's flags were.
+  // What comes up after the router of a layer: one block, as long as the step's rows make it. The host waits
+  // for it in every layer, and copies of a few bytes cost what they cost by their number.
   struct Choice {
-    PinnedArray<std::uint32_t> ids, ahead_ids;
-    PinnedArray<float> weights, ahead_scores;
+    float* h;              ///< [row][hidden], the experts' input; where the CPU computes experts
+    std::uint32_t* flags;  ///< [row][combine_slots], of the layer before
+    std::uint32_t* ids;    ///< [row][k]
+    float* weights;
+    std::uint32_t* ahead_ids;  ///< [row][lookahead], if the router looks ahead
+    float* ahead_scores;
+    std::byte* end;
   };
-  Choice choice_[2];
-  PinnedArray<std::uint32_t> flags_up_, logit_flags_;
-  PinnedArray<float> h_up_, logits_up_, cpu_out_;
+  [[nodiscard]] Choice choice_at(std::byte* base, std::size_t rows, bool h, bool ahead) const;
+  /// On the device all of it has its place; on the host nothing has that is not sent.
+  [[nodiscard]] Choice choice_on_device(std::size_t rows) const {
+    return choice_at(choice_device_.data(), rows, true, true);
+  }
+  [[nodiscard]] Choice choice_of(const Step& step, std::size_t layer) const {
+    const std::size_t rows = step.rows.size();
+    const bool decoding = step.access == Access::decode;
+    return choice_at(choice_[layer % 2].data(), rows, sends_h(decoding, rows), computes_ahead(step, layer));
+  }
+  [[nodiscard]] bool sends_h(bool decoding, std::size_t rows) const {
+    return decoding && options_.lane != Lane::gpu && rows <= options_.sequences;
+  }
+  [[nodiscard]] float* h() const { return reinterpret_cast<float*>(choice_device_.data()); }
+  DeviceArray<std::byte> choice_device_;
+  PinnedArray<std::byte> choice_[2];  ///< a layer's is read until its successor's flags were
+
+  PinnedArray<std::uint32_t> last_flags_, logit_flags_;
+  PinnedArray<float> logits_up_, cpu_out_;
   PinnedArray<device::Expert> experts_down_;
   PinnedArray<std::uint32_t> pairs_down_, from_down_;
   std::vector<float> logits_many_;

@@ -9,6 +9,8 @@ constexpr Api kApi{
     .bytes = sizeof(Api),
     .kind = runtime::kKind,
 
+    .fault = runtime::fault,
+
     .count = runtime::count,
     .open = runtime::open,
     .bind_thread = runtime::bind_thread,

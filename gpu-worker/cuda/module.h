@@ -28,6 +28,8 @@ namespace runtime {
 
 extern const char kKind[];
 
+Fault fault();
+
 Status count(std::uint32_t* devices);
 Status open(std::uint32_t device, Info* info);
 Status bind_thread();

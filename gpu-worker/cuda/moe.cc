@@ -19,8 +19,8 @@ constexpr std::size_t kGuessMax = 32;
 }  // namespace
 
 Result<void> CudaModel::moe(Step& step, std::size_t layer) {
-  const Choice& choice = choice_[layer % 2];
-  uses_.collect(step, choice.ids.data(), choice.weights.data());
+  const Choice choice = choice_of(step, layer);
+  uses_.collect(step, choice.ids, choice.weights);
   step.timing = {};
   lanes_.begin_layer();
   listed_ = 0;
@@ -44,6 +44,7 @@ Result<void> CudaModel::moe(Step& step, std::size_t layer) {
   }
   step.source->begin(LayerId(static_cast<std::uint16_t>(layer)), missing_, step.access);
   if (step.timed) step.timing.demanded = step.timing.landed = clock_.now() - step.began;
+  STOKER_TRY_VOID(send_list(0, listed_, compute_.get()));
   STOKER_TRY_VOID(launch_experts(0, listed_));
   look_ahead(step, layer);
   STOKER_TRY_VOID(serve(step, layer));
@@ -56,10 +57,10 @@ Result<void> CudaModel::moe(Step& step, std::size_t layer) {
 void CudaModel::look_ahead(const Step& step, std::size_t layer) {
   if (!step.looks_ahead(options_.lookahead) || layer + 1 >= weights_.layers.size()) return;
   const std::uint32_t count = std::min(options_.lookahead, config_.experts);
-  const Choice& choice = choice_[layer % 2];
+  const Choice choice = choice_of(step, layer);
   for (std::size_t r = 0; r < step.rows.size(); ++r)
-    uses_.report_lookahead(step, layer, r, choice.ahead_ids.data() + r * count,
-                           choice.ahead_scores.data() + r * count, count);
+    uses_.report_lookahead(step, layer, r, choice.ahead_ids + r * count, choice.ahead_scores + r * count,
+                           count);
 }
 
 Result<void> CudaModel::shared_expert(const Step& step, std::size_t layer) {
@@ -74,8 +75,8 @@ Result<void> CudaModel::enqueue_shared(std::size_t layer, std::uint32_t rows) {
   const DeviceMoe& w = weights_.layers[layer].moe;
   const std::uint32_t hidden = config_.hidden_size;
   const std::uint32_t inner = config_.shared_intermediate;
-  STOKER_TRY_VOID(matmuls({product(w.shared_gate, h_.data(), hidden, shared_gate_.data(), inner, rows),
-                           product(w.shared_up, h_.data(), hidden, shared_up_.data(), inner, rows)}));
+  STOKER_TRY_VOID(matmuls({product(w.shared_gate, h(), hidden, shared_gate_.data(), inner, rows),
+                           product(w.shared_up, h(), hidden, shared_up_.data(), inner, rows)}));
   STOKER_DEVICE(
       "shared expert",
       api_.silu_mul({shared_gate_.data(), shared_up_.data(), std::uint64_t{rows} * inner}, compute_.get()));
@@ -91,7 +92,7 @@ Result<void> CudaModel::serve(Step& step, std::size_t layer) {
     wait = false;
     // The copies run while the CPU computes.
     STOKER_TRY_VOID(launch_batch(step));
-    STOKER_TRY_VOID(run_cpu(step));
+    STOKER_TRY_VOID(run_cpu(step, layer));
     if (after == SourceEvent::Kind::leased) continue;
     for (Batch& batch : batches_) STOKER_TRY_VOID(settle(step, batch));
     if (after == SourceEvent::Kind::done) return {};
@@ -108,7 +109,7 @@ void CudaModel::guess_next(const Step& step, std::size_t layer) {
   next_guess_ = 0;
   if (!options_.copy_ahead || !computes_ahead(step, layer)) return;
   const std::uint32_t count = std::min(options_.lookahead, config_.experts);
-  const std::uint32_t* ids = choice_[layer % 2].ahead_ids.data();
+  const std::uint32_t* ids = choice_of(step, layer).ahead_ids;
   for (std::uint32_t rank = 0; rank < std::min(count, config_.experts_per_token); ++rank) {
     for (std::size_t r = 0; r < step.rows.size() && guess_.size() < kGuessMax; ++r) {
       const std::uint32_t id = ids[r * count + rank];
@@ -223,14 +224,17 @@ void CudaModel::list(std::size_t layer, ExpertId expert, const std::byte* at) {
   experts_down_[listed_++] = {at, at + part_bytes_, at + 2 * part_bytes_, scales, use.first, use.count};
 }
 
-/// Experts listed[first .. first + count), whose weights are there in stream order.
+Result<void> CudaModel::send_list(std::uint32_t first, std::uint32_t count, device::Stream* stream) {
+  return device_result(api_.to_device(experts_device_.data() + first, experts_down_.data() + first,
+                                      count * sizeof(device::Expert), stream),
+                       "sending the list of experts");
+}
+
+/// Experts listed[first .. first + count), whose weights and list are there in stream order.
 Result<void> CudaModel::launch_experts(std::uint32_t first, std::uint32_t count) {
   if (count == 0) return {};
   std::uint32_t most = 0;
   for (std::uint32_t i = first; i < first + count; ++i) most = std::max(most, experts_down_[i].count);
-  STOKER_DEVICE("sending the list of experts",
-                api_.to_device(experts_device_.data() + first, experts_down_.data() + first,
-                               count * sizeof(device::Expert), compute_.get()));
   return device_result(api_.experts({.experts = experts_device_.data() + first,
                                      .pairs = pairs_device_.data(),
                                      .count = count,
@@ -241,7 +245,7 @@ Result<void> CudaModel::launch_experts(std::uint32_t first, std::uint32_t count)
                                      .block_rows = config_.scale_block_rows,
                                      .block_cols = config_.scale_block_cols,
                                      .code = code_of(host_.expert_dtype),
-                                     .h = h_.data(),
+                                     .h = h(),
                                      .gate = gate_.data(),
                                      .out = expert_out_.data()},
                                     compute_.get()),
@@ -252,9 +256,13 @@ Result<void> CudaModel::launch_experts(std::uint32_t first, std::uint32_t count)
 Result<void> CudaModel::launch_batch(Step& step) {
   Batch& batch = batches_[filling_];
   if (batch.leases.empty()) return {};
+  const std::uint32_t count = listed_ - batch.first;
+  // Copies to the device share an engine, in the order in which they can run. On the compute stream, which
+  // waits for the experts, the list would come behind those of the next batch, and nothing would overlap.
+  STOKER_TRY_VOID(send_list(batch.first, count, copy_.get()));
   STOKER_DEVICE("recording an event", api_.record(batch.copied.get(), copy_.get()));
   STOKER_DEVICE("ordering experts", api_.wait(compute_.get(), batch.copied.get()));
-  STOKER_TRY_VOID(launch_experts(batch.first, listed_ - batch.first));
+  STOKER_TRY_VOID(launch_experts(batch.first, count));
   STOKER_DEVICE("recording an event", api_.record(batch.computed.get(), compute_.get()));
   batch.in_use = true;
   filling_ = 1 - filling_;
@@ -271,9 +279,9 @@ Result<void> CudaModel::settle(Step& step, Batch& batch) {
 }
 
 /// The CPU lane: out of the slots into pinned memory, and up from there.
-Result<void> CudaModel::run_cpu(Step& step) {
+Result<void> CudaModel::run_cpu(Step& step, std::size_t layer) {
   if (cpu_ready_.empty()) return {};
-  cpu_batch_->run(cpu_ready_, uses_, h_up_.data(), cpu_out_.data());
+  cpu_batch_->run(cpu_ready_, uses_, choice_of(step, layer).h, cpu_out_.data());
   const std::size_t hidden = config_.hidden_size;
   for (const LeasedExpert& leased : cpu_ready_) {
     const ExpertUse& use = uses_.of(leased.expert);
@@ -291,24 +299,21 @@ Result<void> CudaModel::run_cpu(Step& step) {
   return {};
 }
 
-/// x += the layer's experts and shared expert; flags of what was not finite go up.
+/// x += the layer's experts and shared expert, and flags of what was not finite.
 Result<void> CudaModel::combine(std::uint32_t rows) {
   const bool shared = config_.shared_intermediate != 0;
-  STOKER_DEVICE("sum of the experts", api_.combine({.x = tables_at(down_device_.data()).x,
-                                                    .out = expert_out_.data(),
-                                                    .weights = topk_.data(),
-                                                    .shared = shared ? shared_out_.data() : nullptr,
-                                                    .shared_gate = shared ? shared_sigma_.data() : nullptr,
-                                                    .not_finite = flags_.data(),
-                                                    .rows = rows,
-                                                    .k = config_.experts_per_token,
-                                                    .hidden = config_.hidden_size},
-                                                   compute_.get()));
-  return device_result(
-      api_.to_host(flags_up_.data(), flags_.data(),
-                   std::size_t{rows} * device::combine_slots(config_.hidden_size) * sizeof(std::uint32_t),
-                   compute_.get()),
-      "reading flags");
+  const Choice at = choice_on_device(rows);
+  return device_result(api_.combine({.x = tables_at(down_device_.data()).x,
+                                     .out = expert_out_.data(),
+                                     .weights = at.weights,
+                                     .shared = shared ? shared_out_.data() : nullptr,
+                                     .shared_gate = shared ? shared_sigma_.data() : nullptr,
+                                     .not_finite = at.flags,
+                                     .rows = rows,
+                                     .k = config_.experts_per_token,
+                                     .hidden = config_.hidden_size},
+                                    compute_.get()),
+                       "sum of the experts");
 }
 
 }  // namespace stoker

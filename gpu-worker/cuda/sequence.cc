@@ -11,8 +11,9 @@ std::uint64_t pages_for(std::uint64_t length) {
 
 }  // namespace
 
-SequenceMemory::SequenceMemory(const device::Api& api, device::Stream* stream, const ModelConfig& c)
-    : api_(api), stream_(stream) {
+SequenceMemory::SequenceMemory(const device::Api& api, device::Stream* stream, const ModelConfig& c,
+                               std::uint64_t budget)
+    : api_(api), stream_(stream), budget_(budget) {
   const std::size_t heads = c.linear_value_heads;
   const std::size_t channels = 2ULL * c.linear_key_heads * c.linear_key_dim + heads * c.linear_value_dim;
   for (const MixerType mixer : c.mixers) {
@@ -29,11 +30,33 @@ std::uint64_t SequenceMemory::bytes_for(std::uint64_t length) const {
   return state_bytes() + pages_for(length) * page_bytes();
 }
 
-Result<DeviceArray<float>> SequenceMemory::take_state() {
-  if (states_.empty()) return DeviceArray<float>::make(api_, recurrent_ + conv_);
-  DeviceArray<float> state = std::move(states_.back());
-  states_.pop_back();
-  return state;
+Result<DeviceArray<float>> SequenceMemory::take_state() { return take(states_, pages_, recurrent_ + conv_); }
+Result<DeviceArray<float>> SequenceMemory::take_page() { return take(pages_, states_, page_); }
+
+/// `other` makes room, for the budget or because the device has no more.
+Result<DeviceArray<float>> SequenceMemory::take(Free& own, Free& other, std::size_t floats) {
+  if (!own.empty()) {
+    DeviceArray<float> kept = std::move(own.back());
+    own.pop_back();
+    return kept;
+  }
+  const std::uint64_t bytes = floats * sizeof(float);
+  while (allocated_ + bytes > budget_ && !other.empty()) STOKER_TRY_VOID(drop_one(other));
+  auto made = DeviceArray<float>::make(api_, floats);
+  while (!made && made.error().code == Errc::no_memory && !other.empty()) {
+    STOKER_TRY_VOID(drop_one(other));
+    made = DeviceArray<float>::make(api_, floats);
+  }
+  if (made) allocated_ += bytes;
+  return made;
+}
+
+/// A copy out of what was given back may be under way: a rewind, then an unmark.
+Result<void> SequenceMemory::drop_one(Free& list) {
+  STOKER_DEVICE("waiting for sequences that ended", api_.synchronize(stream_));
+  allocated_ -= list.back().bytes();
+  list.pop_back();
+  return {};
 }
 
 Result<void> SequenceMemory::clear(DeviceArray<float>& state) {
@@ -44,13 +67,6 @@ Result<void> SequenceMemory::clear(DeviceArray<float>& state) {
 Result<void> SequenceMemory::copy(const DeviceArray<float>& from, DeviceArray<float>& to) {
   STOKER_DEVICE("copying a sequence's state", api_.on_device(to.data(), from.data(), from.bytes(), stream_));
   return {};
-}
-
-Result<DeviceArray<float>> SequenceMemory::take_page() {
-  if (pages_.empty()) return DeviceArray<float>::make(api_, page_);
-  DeviceArray<float> page = std::move(pages_.back());
-  pages_.pop_back();
-  return page;
 }
 
 CudaSequence::~CudaSequence() {

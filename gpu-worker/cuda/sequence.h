@@ -1,5 +1,8 @@
 // State of one request in device memory: recurrent and conv state of the DeltaNet layers, and pages of the KV
 // cache that come as the sequence grows and go back to a free list when it ends.
+//
+// Who admits requests counts what lives. Free pages and free states are of no use for each other, so what is
+// free of one kind goes when the other needs its room: both together stay inside the budget.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +18,8 @@ namespace stoker {
 /// What sequences of one model have in common; outlives them all.
 class SequenceMemory {
  public:
-  SequenceMemory(const device::Api& api, device::Stream* stream, const ModelConfig& config);
+  SequenceMemory(const device::Api& api, device::Stream* stream, const ModelConfig& config,
+                 std::uint64_t budget);
 
   [[nodiscard]] std::uint64_t state_bytes() const { return (recurrent_ + conv_) * sizeof(float); }
   [[nodiscard]] std::uint64_t page_bytes() const { return page_ * sizeof(float); }
@@ -29,12 +33,19 @@ class SequenceMemory {
   Result<DeviceArray<float>> take_page();
   void give_state(DeviceArray<float> state) { states_.push_back(std::move(state)); }
   void give_page(DeviceArray<float> page) { pages_.push_back(std::move(page)); }
+  /// Held by sequences, and free.
+  [[nodiscard]] std::uint64_t allocated() const { return allocated_; }
 
  private:
+  using Free = std::vector<DeviceArray<float>>;
+  Result<DeviceArray<float>> take(Free& own, Free& other, std::size_t floats);
+  Result<void> drop_one(Free& list);
+
   const device::Api& api_;
   device::Stream* stream_;
   std::size_t recurrent_ = 0, conv_ = 0, page_ = 0;  ///< floats
-  std::vector<DeviceArray<float>> states_, pages_;   ///< free ones: allocating stops the device
+  std::uint64_t budget_, allocated_ = 0;
+  Free states_, pages_;  ///< kept, because allocating stops the device
 };
 
 class CudaSequence final : public Sequence {

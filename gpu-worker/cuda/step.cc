@@ -24,17 +24,15 @@ std::uint32_t longest_of(const Step& step) {
 Result<StepStats> CudaModel::step(std::span<const Segment> segments, Access access, ExpertSource& source,
                                   RoutingObserver* observer, std::span<SegmentResult> results) {
   const Duration start = clock_.now();
-  STOKER_DEVICE("binding the thread to the device", api_.bind_thread());
   Step step = begin_step(segments, access, source, observer, results, start);
+  if (auto bound = device_result(api_.bind_thread(), "binding the thread to the device"); !bound)
+    return tl::unexpected<Error>(abandon(step, std::move(bound).error()));
   STOKER_CHECK(segments.size() <= options_.sequences);
   rows_.lay_out(step, config_.vocab_size);
   grow_sequences(step);
   step.announce(options_.lookahead);
   const LaneCounts before = lane_counts_;
-  if (auto done = run(step); !done) {
-    abandon(step);
-    return tl::unexpected<Error>(std::move(done).error());
-  }
+  if (auto done = run(step); !done) return tl::unexpected<Error>(abandon(step, std::move(done).error()));
   for (const Segment& segment : segments) {
     static_cast<CudaSequence*>(segment.sequence)
         ->set_length(segment.sequence->length() + static_cast<std::uint32_t>(segment.tokens.size()));
@@ -53,10 +51,21 @@ Result<void> CudaModel::run(Step& step) {
   return logits(step);
 }
 
-/// After an error: nothing is under way any more, no lease is held, and no slot is believed.
-void CudaModel::abandon(Step& step) {
-  (void)api_.synchronize(copy_.get());
-  (void)api_.synchronize(compute_.get());
+/// What makes every further call fail, or nothing. CUDA tells an error of one operation once; one that has
+/// broken the device's context (an illegal address, a launch timeout, ECC, a card that fell off the bus)
+/// comes back from every call until the process ends.
+std::string CudaModel::device_trouble() {
+  for (device::Stream* stream : {copy_.get(), compute_.get()}) {
+    if (api_.synchronize(stream) == nullptr) continue;
+    if (const device::Status again = api_.synchronize(stream); again != nullptr) return again;
+  }
+  return {};
+}
+
+/// After an error: nothing is under way any more, no lease is held, and no slot is believed. Returns the
+/// error for the caller, Errc::device_lost if no later step can go better.
+Error CudaModel::abandon(Step& step, Error why) {
+  const std::string trouble = device_trouble();
   for (Batch& batch : batches_) {
     for (const LeasedExpert& leased : batch.leases) step.source->release(leased);
     batch.leases.clear();
@@ -65,6 +74,12 @@ void CudaModel::abandon(Step& step) {
   cpu_ready_.clear();
   cpu_pairs_ = 0;
   vram_->clear();
+  if (trouble.empty()) return why;
+  return {Errc::device_lost, 0,
+          "GPU " + std::to_string(options_.device) + " (" + info_.name +
+              ") cannot be used any more: " + why.text() + (why.code == Errc::io ? "" : "; " + trouble) +
+              ". The worker ends, and opens the GPU again when it is restarted; if that fails too, the "
+              "kernel's log (dmesg, NVRM: Xid) says what happened to the card"};
 }
 
 void CudaModel::grow_sequences(Step& step) {
@@ -94,6 +109,23 @@ CudaModel::Tables CudaModel::tables_at(std::byte* base) const {
   t.x = reinterpret_cast<float*>(take(rows * config_.hidden_size * sizeof(float)));
   t.end = base;
   return t;
+}
+
+CudaModel::Choice CudaModel::choice_at(std::byte* base, std::size_t rows, bool h, bool ahead) const {
+  const auto take = [&]<class T>(T*& array, std::size_t count) {
+    array = reinterpret_cast<T*>(std::exchange(base, base + count * sizeof(T)));
+  };
+  const std::size_t chosen = rows * config_.experts_per_token;
+  const std::size_t candidates = ahead ? rows * std::min(options_.lookahead, config_.experts) : 0;
+  Choice c{};
+  take(c.h, h ? rows * config_.hidden_size : 0);
+  take(c.flags, rows * device::combine_slots(config_.hidden_size));
+  take(c.ids, chosen);
+  take(c.weights, chosen);
+  take(c.ahead_ids, candidates);
+  take(c.ahead_scores, candidates);
+  c.end = base;
+  return c;
 }
 
 device::StepTables CudaModel::device_tables(const Step& step) const {
@@ -152,7 +184,7 @@ Result<void> CudaModel::run_layers(Step& step) {
     // Runs while the host hears of the choice and looks for the experts.
     STOKER_TRY_VOID(shared_expert(step, layer));
     STOKER_DEVICE("waiting for the router of layer " + std::to_string(layer), api_.wait_host(chosen_.get()));
-    if (layer > 0) take_flags(step, layer - 1);
+    if (layer > 0) take_flags(step, layer - 1, choice_of(step, layer).flags);
     STOKER_TRY_VOID(moe(step, layer));
   }
   return {};
@@ -161,6 +193,13 @@ Result<void> CudaModel::run_layers(Step& step) {
 /// Decode steps repeat the same launches: they are captured once and launched as one.
 bool CudaModel::captures(const Step& step) const {
   return options_.graphs && step.access == Access::decode && step.rows.size() == step.segments.size();
+}
+
+/// A worker without graphs computes the same bits, later; one that insists on them answers nothing.
+void CudaModel::give_up_graphs(const Error& why) {
+  options_.graphs = false;
+  graphs_.clear();
+  options_.warn("steps are not captured as graphs any more, which makes them slower: " + why.text());
 }
 
 /// Mixer and router of a layer, after the sum of the layer before.
@@ -191,13 +230,13 @@ Result<void> CudaModel::enqueue_front(std::size_t layer, const device::StepTable
   const std::uint32_t rows = tables.row_count;
   float* x = tables_at(down_device_.data()).x;
   if (layer > 0) STOKER_TRY_VOID(combine(rows));
-  STOKER_TRY_VOID(norm(x, w.input_norm, h_.data(), rows));
+  STOKER_TRY_VOID(norm(x, w.input_norm, h(), rows));
   if (w.mixer == MixerType::full_attention) {
     STOKER_TRY_VOID(attention(w, tables, longest));
   } else {
     STOKER_TRY_VOID(delta_net(w, tables));
   }
-  STOKER_TRY_VOID(norm(x, w.post_norm, h_.data(), rows));
+  STOKER_TRY_VOID(norm(x, w.post_norm, h(), rows));
   return router(layer, rows, decoding, ahead);
 }
 
@@ -206,10 +245,9 @@ Result<void> CudaModel::delta_net(const DeviceLayer& layer, const device::StepTa
   const std::uint32_t rows = tables.row_count;
   const std::uint32_t hidden = config_.hidden_size;
   const std::uint32_t proj = dims_.conv_dim + dims_.value_dim;
-  STOKER_TRY_VOID(
-      matmuls({product(w.qkvz, h_.data(), hidden, proj_.data(), proj, rows, weights_.qkvz_scatter),
-               product(w.ba, h_.data(), hidden, side_.data(), 2 * config_.linear_value_heads, rows,
-                       weights_.ba_scatter)}));
+  STOKER_TRY_VOID(matmuls(
+      {product(w.qkvz, h(), hidden, proj_.data(), proj, rows, weights_.qkvz_scatter),
+       product(w.ba, h(), hidden, side_.data(), 2 * config_.linear_value_heads, rows, weights_.ba_scatter)}));
   STOKER_DEVICE("convolution", api_.convolution({.step = tables,
                                                  .in = proj_.data(),
                                                  .w = w.conv,
@@ -250,10 +288,9 @@ Result<void> CudaModel::attention(const DeviceLayer& layer, const device::StepTa
   const std::uint32_t rows = tables.row_count;
   const std::uint32_t hidden = config_.hidden_size;
   const Tables t = tables_at(down_device_.data());
-  STOKER_TRY_VOID(
-      matmuls({product(w.q, h_.data(), hidden, proj_.data(), 2 * dims_.q_dim, rows, weights_.q_scatter),
-               product(w.k, h_.data(), hidden, side_.data(), 2 * dims_.kv_dim, rows),
-               product(w.v, h_.data(), hidden, side_.data() + dims_.kv_dim, 2 * dims_.kv_dim, rows)}));
+  STOKER_TRY_VOID(matmuls({product(w.q, h(), hidden, proj_.data(), 2 * dims_.q_dim, rows, weights_.q_scatter),
+                           product(w.k, h(), hidden, side_.data(), 2 * dims_.kv_dim, rows),
+                           product(w.v, h(), hidden, side_.data() + dims_.kv_dim, 2 * dims_.kv_dim, rows)}));
   STOKER_DEVICE("storing keys and values", api_.attention_store({.step = tables,
                                                                  .q = proj_.data(),
                                                                  .kv = side_.data(),
@@ -289,53 +326,51 @@ Result<void> CudaModel::attention(const DeviceLayer& layer, const device::StepTa
   return matmul(w.o, core_.data(), dims_.q_dim, t.x, hidden, rows, nullptr, true);
 }
 
-/// The choice of experts, and what the next layer's router makes of the same input; both go up.
+/// The choice of experts, and what the next layer's router makes of the same input; both go up, with the
+/// flags of the layer before and, where the CPU may compute experts, their input.
 Result<void> CudaModel::router(std::size_t layer, std::uint32_t rows, bool decoding, bool ahead) {
-  const Choice& up = choice_[layer % 2];
   const DeviceMoe& moe = weights_.layers[layer].moe;
   const std::uint32_t hidden = config_.hidden_size;
   // Those that are not wanted have no rows. The shared expert's gate is ready for it then.
   const std::uint32_t shared_rows = config_.shared_intermediate != 0 ? rows : 0;
   const device::Matrix& next = ahead ? weights_.layers[layer + 1].moe.router : moe.router;
-  STOKER_TRY_VOID(
-      matmuls({product(moe.router, h_.data(), hidden, router_.data(), config_.experts, rows),
-               product(next, h_.data(), hidden, ahead_.data(), config_.experts, ahead ? rows : 0),
-               product(moe.shared_scale, h_.data(), hidden, shared_sigma_.data(), 1, shared_rows)}));
-  const auto choose = [&](float* p, std::uint32_t* ids, float* weights, std::uint32_t k, bool normalise,
-                          std::uint32_t* ids_up, float* weights_up) -> Result<void> {
-    STOKER_DEVICE("router", api_.top_k({.p = p,
-                                        .ids = ids,
-                                        .weights = weights,
-                                        .rows = rows,
-                                        .experts = config_.experts,
-                                        .k = k,
-                                        .normalise = normalise},
-                                       compute_.get()));
-    const std::size_t bytes = std::size_t{rows} * k * sizeof(float);
-    STOKER_DEVICE("reading the choice", api_.to_host(ids_up, ids, bytes, compute_.get()));
-    return device_result(api_.to_host(weights_up, weights, bytes, compute_.get()), "reading the choice");
+  STOKER_TRY_VOID(matmuls({product(moe.router, h(), hidden, router_.data(), config_.experts, rows),
+                           product(next, h(), hidden, ahead_.data(), config_.experts, ahead ? rows : 0),
+                           product(moe.shared_scale, h(), hidden, shared_sigma_.data(), 1, shared_rows)}));
+  const auto choose = [&](float* p, std::uint32_t* ids, float* weights, std::uint32_t k, bool normalise) {
+    return device_result(api_.top_k({.p = p,
+                                     .ids = ids,
+                                     .weights = weights,
+                                     .rows = rows,
+                                     .experts = config_.experts,
+                                     .k = k,
+                                     .normalise = normalise},
+                                    compute_.get()),
+                         "router");
   };
-  STOKER_TRY_VOID(choose(router_.data(), ids_.data(), topk_.data(), config_.experts_per_token,
-                         config_.norm_topk_prob, up.ids.data(), up.weights.data()));
+  const Choice at = choice_on_device(rows);
+  STOKER_TRY_VOID(
+      choose(router_.data(), at.ids, at.weights, config_.experts_per_token, config_.norm_topk_prob));
   if (ahead)
-    STOKER_TRY_VOID(choose(ahead_.data(), ahead_ids_.data(), ahead_scores_.data(),
-                           std::min(options_.lookahead, config_.experts), false, up.ahead_ids.data(),
-                           up.ahead_scores.data()));
-  if (!decoding || options_.lane == Lane::gpu || rows > options_.sequences) return {};
-  return device_result(api_.to_host(h_up_.data(), h_.data(),
-                                    std::size_t{rows} * config_.hidden_size * sizeof(float), compute_.get()),
-                       "reading the experts' input");
+    STOKER_TRY_VOID(choose(ahead_.data(), at.ahead_ids, at.ahead_scores,
+                           std::min(options_.lookahead, config_.experts), false));
+  std::byte* to = choice_[layer % 2].data();
+  const bool with_h = sends_h(decoding, rows);
+  const Choice up = choice_at(to, rows, with_h, ahead);
+  const void* from = with_h ? static_cast<const void*>(at.h) : at.flags;
+  return device_result(api_.to_host(to, from, static_cast<std::uint64_t>(up.end - to), compute_.get()),
+                       "reading the choice");
 }
 
 /// What combine() of `layer` found; its choice is still the current one.
-void CudaModel::take_flags(Step& step, std::size_t layer) {
+void CudaModel::take_flags(Step& step, std::size_t layer, const std::uint32_t* flags) {
   const std::uint32_t k = config_.experts_per_token;
   const std::uint32_t slots = device::combine_slots(config_.hidden_size);
   for (std::uint32_t r = 0; r < step.rows.size(); ++r) {
-    const std::uint32_t* found = flags_up_.data() + std::size_t{r} * slots;
-    const std::uint32_t flags = std::accumulate(found, found + slots, 0U, std::bit_or<>());
-    if (flags == 0 || !step.row_alive(r)) continue;
-    const auto rank = static_cast<std::uint32_t>(std::countr_zero(flags));
+    const std::uint32_t* of_row = flags + std::size_t{r} * slots;
+    const std::uint32_t found = std::accumulate(of_row, of_row + slots, 0U, std::bit_or<>());
+    if (found == 0 || !step.row_alive(r)) continue;
+    const auto rank = static_cast<std::uint32_t>(std::countr_zero(found));
     if (rank < k) {
       uses_.not_finite(step, layer, r * k + rank);
     } else {
@@ -349,6 +384,9 @@ void CudaModel::take_flags(Step& step, std::size_t layer) {
 Result<void> CudaModel::logits(Step& step) {
   const std::uint32_t rows = static_cast<std::uint32_t>(step.rows.size());
   STOKER_TRY_VOID(combine(rows));
+  const std::size_t flags = rows * device::combine_slots(config_.hidden_size);
+  STOKER_DEVICE("reading flags", api_.to_host(last_flags_.data(), choice_on_device(rows).flags,
+                                              flags * sizeof(std::uint32_t), compute_.get()));
   for (bool first = true;; first = false) {
     STOKER_TRY(const std::uint32_t failed, try_logits(step, first));
     if (failed == 0) return {};
@@ -372,12 +410,12 @@ Result<std::uint32_t> CudaModel::try_logits(Step& step, bool first) {
     const std::uint32_t count = std::min(kLogitRows, wanted - at);
     STOKER_TRY_VOID(norm(tables_at(down_device_.data()).x, weights_.final_norm, normed_.data(), count,
                          from_device_.data() + at));
-    STOKER_DEVICE(
-        "checking the final norm",
-        api_.not_finite(
-            {.x = normed_.data(), .flags = normed_flags_.data(), .rows = count, .n = config_.hidden_size},
-            compute_.get()));
-    STOKER_DEVICE("reading flags", api_.to_host(logit_flags_.data() + at, normed_flags_.data(),
+    STOKER_DEVICE("checking the final norm", api_.not_finite({.x = normed_.data(),
+                                                              .flags = logit_flags_device_.data(),
+                                                              .rows = count,
+                                                              .n = config_.hidden_size},
+                                                             compute_.get()));
+    STOKER_DEVICE("reading flags", api_.to_host(logit_flags_.data() + at, logit_flags_device_.data(),
                                                 count * sizeof(std::uint32_t), compute_.get()));
     STOKER_TRY_VOID(matmul(weights_.lm_head, normed_.data(), config_.hidden_size, logits_device_.data(),
                            config_.vocab_size, count));
@@ -385,7 +423,7 @@ Result<std::uint32_t> CudaModel::try_logits(Step& step, bool first) {
                                                  count * vocab * sizeof(float), compute_.get()));
   }
   STOKER_DEVICE("the end of a step", api_.synchronize(compute_.get()));
-  if (first && step.any_alive()) take_flags(step, weights_.layers.size() - 1);
+  if (first && step.any_alive()) take_flags(step, weights_.layers.size() - 1, last_flags_.data());
   std::uint32_t failed = 0;
   for (std::uint32_t i = 0; i < wanted; ++i) {
     const Row& row = step.rows[from_down_[i]];

@@ -22,6 +22,7 @@ enum class Errc {
   peer_gone,    ///< the other process died or did not answer in time
   layout,       ///< shared memory made by another version or another checkpoint
   cancelled,    ///< the client asked to stop, or went away
+  device_lost,  ///< the GPU fails every call from now on; only a new process can open it again
 };
 
 /// One failure: the kind, the errno if the kernel gave one (0 otherwise), and one sentence for the

@@ -1,10 +1,12 @@
 // The GPU backend against the same goldens, and bit for bit against the CPU backend: on the emulated device,
 // or with STOKER_TEST_DEVICE=cuda on a real one.
+#include <algorithm>
 #include <catch2/catch.hpp>
 #include <cstdlib>
 #include <string>
 
 #include "tests/golden/golden_check.h"
+#include "tests/unit/cuda/emulated_trouble.h"
 
 namespace stoker::golden {
 namespace {
@@ -24,6 +26,7 @@ CudaOptions small_options() {
   options.cpu.threads = 1;
   // As if both lanes were equally fast: experts take turns.
   options.cpu_rate = options.copy_rate = 1e9;
+  options.measure_time = {};
   options.warn = [](const std::string& text) { WARN(text); };
   return options;
 }
@@ -145,6 +148,96 @@ TEST_CASE("cuda: too little memory is an error with both numbers", "[refused]") 
   CHECK(model.error().message.find("--vram") != std::string::npos);
 }
 
+/// An emulated card of this many bytes for as long as it lives.
+class SmallCard {
+ public:
+  explicit SmallCard(std::uint64_t bytes) {
+    ::setenv("STOKER_EMULATED_VRAM", std::to_string(bytes).c_str(), 1);
+  }
+  ~SmallCard() { ::unsetenv("STOKER_EMULATED_VRAM"); }
+  SmallCard(const SmallCard&) = delete;
+  SmallCard& operator=(const SmallCard&) = delete;
+};
+
+TEST_CASE("cuda: a budget that the card does not have is what it has, with a warning of both", "[budget]") {
+  if (device_kind() != "emulation") return;
+  const SmallCard card(1ULL << 30);
+  const auto opened = open_golden("t0");
+  CudaOptions options = small_options();
+  std::vector<std::string> warnings;
+  options.warn = [&](const std::string& text) { warnings.push_back(text); };
+  options.sequence_percent = 25;
+  const auto load = [&](std::uint64_t bytes, double percent) {
+    options.vram = bytes;
+    options.vram_percent = percent;
+    return open_cuda(*opened, options)->sequence_memory() >> 20;
+  };
+  CHECK(load(400ULL << 20, 0) == 100);
+  CHECK(load(0, 0) == 424 / 4);
+  CHECK(warnings.empty());
+  CHECK(load(10ULL << 30, 0) == 424 / 4);
+  CHECK(load(0, 100) == 424 / 4);
+  REQUIRE(warnings.size() == 2);
+  CHECK(
+      warnings[0] ==
+      "--vram 10240 MiB is more than there is: 1024 MiB of the 1024 MiB of emulated GPU are free, 600 MiB of "
+      "that are left alone; using 424 MiB");
+  CHECK(warnings[1].find("--vram 1024 MiB") == 0);
+}
+
+TEST_CASE("cuda: a card that is full is refused with its numbers", "[budget]") {
+  if (device_kind() != "emulation") return;
+  const SmallCard card(500ULL << 20);
+  const auto model = open_golden("t0")->load_cuda(small_options());
+  REQUIRE(!model.has_value());
+  CHECK(model.error().code == Errc::no_memory);
+  CHECK(model.error().text().find("500 MiB of the 500 MiB of emulated GPU are free") != std::string::npos);
+}
+
+TEST_CASE("cuda: what the device says is taken, and what sequences may take, is within the budget",
+          "[budget]") {
+  if (device_kind() != "emulation") return;  // on a real card others come and go
+  const auto opened = open_golden("a_fp8");
+  const auto module = DeviceModule::open("emulation");
+  REQUIRE(module);
+  const auto taken = [&] {
+    std::uint64_t free = 0, total = 0;
+    REQUIRE(module->api().memory(&free, &total) == nullptr);
+    return total - free;
+  };
+  CudaOptions options = small_options();
+  options.vram_slots = opened->golden().config.layers;
+  std::uint64_t least = 0;
+  {
+    const auto model = open_cuda(*opened, options);
+    least = taken();
+  }
+  options.vram_slots = 0;
+  options.vram = least + options.sequence_memory + (1 << 20);
+  const auto model = open_cuda(*opened, options);
+  CHECK(model->vram().slots() > opened->golden().config.layers);
+  CHECK(model->vram().slots() < opened->golden().config.layers * opened->golden().config.experts);
+  CHECK(taken() + model->sequence_memory() <= options.vram);
+  CHECK(taken() + model->sequence_memory() > options.vram - (1 << 18));  // and not much less
+}
+
+TEST_CASE("cuda: only a machine without a GPU is one where a GPU is missing", "[refused]") {
+  const auto opened = open_golden("t0");
+  CudaOptions second = small_options();
+  second.device = 77;
+  const auto other = opened->load_cuda(second);
+  REQUIRE(!other.has_value());
+  CHECK(other.error().code == Errc::invalid);
+  CHECK(other.error().text().find("--gpu 77") == 0);
+  if (device_kind() != "emulation") return;
+  for (const auto& [trouble, code] : {std::pair{"driver", Errc::unsupported}, {"no-driver", Errc::missing}}) {
+    const device::EmulatedTrouble emulated(trouble);
+    const auto model = opened->load_cuda(small_options());
+    REQUIRE(!model.has_value());
+    CHECK(model.error().code == code);
+  }
+}
+
 TEST_CASE("cuda: shapes that the kernels do not take are refused before anything is computed", "[refused]") {
   const auto opened = open_golden("t0");
   const auto refused = [&](const ModelConfig& config, const CudaOptions& options, const std::string& text) {
@@ -202,6 +295,160 @@ TEST_CASE("cuda: a context that is full fails its own sequence only", "[refused]
   const std::vector<std::uint32_t> split = {1};
   const auto want = logits_of(*open_model(*opened), opened->source(), {one, split});
   CHECK(same_bits({results[1].logits.begin(), results[1].logits.end()}, want));
+}
+
+TEST_CASE("cuda: copies that read the host's memory late find it as it was", "[trouble]") {
+  if (device_kind() != "emulation") return;
+  const auto opened = open_golden("e_odd");
+  const std::vector<std::uint32_t> tokens = {1, 2, 3, 4, 5, 6};
+  const std::vector<std::uint32_t> split = {5, 1};
+  const auto want = logits_of(*open_model(*opened), opened->source(), {tokens, split});
+  const device::EmulatedTrouble trouble("pageable");
+  const auto model = open_cuda(*opened, small_options());
+  CHECK(same_bits(logits_of(*model, opened->source(), {tokens, split}), want));
+}
+
+TEST_CASE("cuda: a pool that cannot be pinned is said with its numbers, and rates are those of the pool",
+          "[trouble]") {
+  if (device_kind() != "emulation") return;
+  const auto opened = open_golden("e_odd");
+  const std::vector<std::uint32_t> tokens = {1, 2, 3, 4, 5, 6};
+  const std::vector<std::uint32_t> split = {4, 1, 1};
+  const auto want = logits_of(*open_model(*opened), opened->source(), {tokens, split});
+  for (const char* name : {"", "pin"}) {
+    CAPTURE(name);
+    const device::EmulatedTrouble trouble(name);
+    CudaOptions options = small_options();
+    options.cpu_rate = options.copy_rate = 0;
+    std::vector<std::string> warnings;
+    options.warn = [&](const std::string& text) { warnings.push_back(text); };
+    const auto model = open_cuda(*opened, options);
+    const std::string pool = std::to_string(opened->source().memory().size() >> 20);
+    REQUIRE(warnings.size() == std::string(name).size() / 3);
+    if (!warnings.empty()) CHECK(warnings[0].find("0 MiB of the pool's " + pool + " MiB are pinned") == 0);
+    CHECK(model->rates().memory > 0);
+    CHECK(model->rates().copies > 0);
+    CHECK(model->rates().cpu > 0);
+    CHECK(same_bits(logits_of(*model, opened->source(), {tokens, split}), want));
+  }
+}
+
+TEST_CASE("cuda: without memory for graphs steps go on without them", "[trouble]") {
+  if (device_kind() != "emulation") return;
+  const auto opened = open_golden("e_odd");
+  const std::vector<std::uint32_t>& tokens = opened->golden().cases.at(11).tokens;
+  std::vector<std::uint32_t> split = {static_cast<std::uint32_t>(tokens.size()) - 6};
+  split.resize(7, 1);
+  const auto want = logits_of(*open_model(*opened), opened->source(), {tokens, split});
+  for (const char* name : {"capture", "capture:4", "launch", "launch:11"}) {
+    CAPTURE(name);
+    const device::EmulatedTrouble trouble(name);
+    CudaOptions options = small_options();
+    std::vector<std::string> warnings;
+    options.warn = [&](const std::string& text) { warnings.push_back(text); };
+    const auto model = open_cuda(*opened, options);
+    CHECK(same_bits(logits_of(*model, opened->source(), {tokens, split}), want));
+    REQUIRE(warnings.size() == 1);
+    CHECK(warnings[0].find("graphs") != std::string::npos);
+    CHECK(warnings[0].find("out of device memory") != std::string::npos);
+  }
+}
+
+TEST_CASE("cuda: an output that is not finite fails its segment and names the layer", "[trouble]") {
+  const auto opened = open_golden("a_fp8");
+  const std::uint32_t layers = opened->golden().config.layers;
+  const std::span<std::byte> experts = opened->source().memory();
+  const std::vector<std::byte> sound(experts.begin(), experts.end());
+  const std::size_t of_layer = experts.size() / layers;
+  const std::vector<std::uint32_t> tokens = {1, 2, 3, 4, 5};
+  for (const std::uint32_t layer : {0U, layers - 1}) {
+    for (const std::size_t before : {std::size_t{0}, std::size_t{4}}) {
+      const auto model = open_cuda(*opened, small_options());
+      const auto sequence = model->new_sequence();
+      const auto feed = [&](std::span<const std::uint32_t> piece) {
+        const Segment segment{sequence.get(), 0, piece, Segment::Logits::last};
+        SegmentResult result;
+        const Access access = piece.size() == 1 ? Access::decode : Access::prefill;
+        if (const auto stats =
+                model->step(std::span(&segment, 1), access, opened->source(), nullptr, std::span(&result, 1));
+            !stats)
+          FAIL(stats.error().text());
+        return result.error ? result.error->text() : "";
+      };
+      if (before > 0) CHECK(feed(std::span(tokens).first(before)).empty());
+      const auto damaged = experts.subspan(layer * of_layer, of_layer);
+      std::fill(damaged.begin(), damaged.end(), std::byte{0xFF});  // NaN
+      const std::string text = feed(std::span(tokens).subspan(before));
+      CAPTURE(before, text);
+      CHECK(text.find(" of layer " + std::to_string(layer) + " produced non-finite values") !=
+            std::string::npos);
+      std::copy(sound.begin(), sound.end(), experts.begin());
+    }
+  }
+}
+
+/// Serves as MemorySource does, but for one call.
+class FailingSource final : public ExpertSource {
+ public:
+  FailingSource(MemorySource& source, int fails_at) : source_(source), left_(fails_at) {}
+  void begin(LayerId layer, std::span<const ExpertId> wanted, Access access) override {
+    source_.begin(layer, wanted, access);
+  }
+  Result<SourceEvent> next(bool wait) override {
+    if (--left_ == 0) return fail(Errc::peer_gone, "the loader is gone");
+    return source_.next(wait);
+  }
+  void release(const LeasedExpert& expert) override { source_.release(expert); }
+
+ private:
+  MemorySource& source_;
+  int left_;
+};
+
+TEST_CASE("cuda: a source that fails ends the step, not the device", "[trouble]") {
+  const auto opened = open_golden("t0");
+  const std::vector<std::uint32_t> tokens = {1, 2, 3, 4, 5, 6, 7, 8};
+  const std::vector<std::uint32_t> split = {8};
+  const auto want = logits_of(*open_model(*opened), opened->source(), {tokens, split});
+  const auto model = open_cuda(*opened, small_options());
+  FailingSource source(opened->source(), 3);
+  const auto sequence = model->new_sequence();
+  const Segment segment{sequence.get(), 0, tokens, Segment::Logits::last};
+  SegmentResult result;
+  const auto step =
+      model->step(std::span(&segment, 1), Access::prefill, source, nullptr, std::span(&result, 1));
+  REQUIRE(!step.has_value());
+  CHECK(step.error().code == Errc::peer_gone);
+  CHECK(opened->source().leased() == 0);
+  opened->source().forget();
+  CHECK(same_bits(logits_of(*model, opened->source(), {tokens, split}), want));
+}
+
+TEST_CASE("cuda: a device that is lost says so with every step", "[trouble]") {
+  if (device_kind() != "emulation") return;
+  const auto opened = open_golden("t0");
+  const device::EmulatedTrouble trouble("kernel:40");
+  const auto model = open_cuda(*opened, small_options());
+  const std::vector<std::uint32_t> tokens = {1, 2, 3, 4};
+  const auto step = [&] {
+    const auto sequence = model->new_sequence();
+    const Segment segment{sequence.get(), 0, tokens, Segment::Logits::last};
+    SegmentResult result;
+    auto stats = model->step(std::span(&segment, 1), Access::prefill, opened->source(), nullptr,
+                             std::span(&result, 1));
+    opened->source().forget();
+    return stats;
+  };
+  auto failed = step();
+  for (int i = 0; failed && i < 20; ++i) failed = step();
+  REQUIRE(!failed.has_value());
+  for (int i = 0; i < 2; ++i, failed = step()) {
+    INFO(failed.error().text());
+    CHECK(failed.error().code == Errc::device_lost);
+    CHECK(failed.error().text().find("GPU 0 (emulated GPU) cannot be used any more") == 0);
+    CHECK(failed.error().text().find("an illegal address") != std::string::npos);
+    CHECK(opened->source().leased() == 0);
+  }
 }
 
 }  // namespace stoker::golden

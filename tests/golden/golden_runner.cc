@@ -103,6 +103,7 @@ std::span<float> GoldenRun::expert_scales(std::uint32_t layer) {
 Result<std::unique_ptr<CudaModel>> GoldenRun::load_cuda(CudaOptions options,
                                                         const ModelConfig& config) const {
   options.pool = source_->memory();
+  options.pool_slot_bytes = source_->slot_bytes();
   return CudaModel::load(config, *weights_, options, clock_);
 }
 

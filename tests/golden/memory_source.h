@@ -55,6 +55,10 @@ class MemorySource final : public ExpertSource {
 
   /// Where the experts lie.
   [[nodiscard]] std::span<std::byte> memory() { return {slots_.data(), slots_.size()}; }
+  [[nodiscard]] std::uint64_t slot_bytes() const { return slot_bytes_; }
+
+  /// As if the event that was begun had never been: the step that wanted it has failed.
+  void forget() { waiting_.clear(); }
 
   /// Leases that were given out and not yet given back.
   [[nodiscard]] std::uint32_t leased() const { return leased_; }

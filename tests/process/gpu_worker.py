@@ -6,7 +6,10 @@ On the emulated device; with STOKER_TEST_DEVICE=cuda on a real one. Logits are c
 
 import json
 import os
+import pathlib
 import random
+import shutil
+import subprocess
 import sys
 import time
 
@@ -90,6 +93,55 @@ def two_workers(args, work, model, device, prompt, want):
     print("GPU and CPU worker on one pool, at the same time: the same bits; one killed, the other goes on", flush=True)
 
 
+def lost_device(args, work, model, prompt):
+    """A kernel that breaks the device in mid-answer: the clients hear of it, and the worker ends to be restarted."""
+    stack = Stack(args.bin, model, work, slots=128, extra_worker=["--device", "emulation", "--vram", "1GiB"],
+                  env={"STOKER_EMULATION_TROUBLE": "kernel:600"}).start_all()
+    try:
+        ids = ",".join(map(str, prompt))
+        clients = [stack.client("--tokens", ids, "--max-tokens", 400, "--ignore-eos") for _ in range(2)]
+        for client in clients:
+            _, err = client.communicate(timeout=120)
+            expect(client.returncode == 4, f"a client of a lost GPU ended with {client.returncode}: {err.decode()}")
+            expect("cannot be used any more" in err.decode(), f"a client of a lost GPU hears: {err.decode()}")
+        code = stack.processes["worker"].wait(timeout=60)
+        expect(code == 4, f"the worker of a lost GPU ended with {code}")
+        expect("GPU 0 (emulated GPU) cannot be used any more" in stack.log_tail(), "the log does not say so")
+    finally:
+        stack.stop()
+    print("GPU lost in mid-answer: clients and log say so, the worker ends", flush=True)
+
+
+def old_driver(args, work, model, prompt, want):
+    """A driver that is too old for the module: with auto the CPU computes, and a warning says why; with cuda it is an error."""
+    programs = work / "old-driver"
+    programs.mkdir()
+    for name in ("stoker", "stoker-loader", "stoker-worker", "stoker-predictor"):
+        shutil.copy(pathlib.Path(args.bin) / name, programs)
+    # auto looks for the module of this name.
+    shutil.copy(pathlib.Path(args.bin) / "libstoker-emulation.so", programs / "libstoker-cuda.so")
+    env = {"STOKER_EMULATION_TROUBLE": "driver"}
+    says = "the driver supports CUDA 12.2, this module needs 13.0"
+    auto = Stack(programs, model, work, slots=128, env=env).start_all()
+    try:
+        got, _ = ask(auto, prompt, work / "auto.f32")
+        expect(got == want, "without a usable GPU the logits differ")
+        warnings = [line for line in auto.log_text().splitlines() if "worker warning: no GPU is used" in line]
+        expect(len(warnings) == 1 and says in warnings[0], f"the log does not warn of the driver: {auto.log_tail()}")
+    finally:
+        auto.stop()
+    wanted = Stack(programs, model, work, slots=128, env=env, extra_worker=["--device", "cuda"])
+    wanted.start("loader")
+    wanted.start("worker")
+    code = wanted.processes["worker"].wait(timeout=60)
+    expect(code != 0 and says in wanted.log_tail(), f"--device cuda with an old driver ended with {code}: {wanted.log_tail()}")
+    wanted.stop()
+    doctor = subprocess.run([programs / "stoker", "doctor", "--json"], capture_output=True, env={**os.environ, **env}, timeout=60)
+    checks = [c for c in json.loads(doctor.stdout)["checks"] if says in c["value"]]
+    expect([c["level"] for c in checks] == ["WARN"], f"doctor says of an old driver: {checks}")
+    print("driver too old: auto warns and computes on the CPU, cuda ends, doctor warns", flush=True)
+
+
 def test(args, work):
     device = os.environ.get("STOKER_TEST_DEVICE", "emulation")
     model = harness.make_model(args.bin, work, "--preset", "tiny")
@@ -140,6 +192,9 @@ def test(args, work):
 
     two_workers(args, work, model, device, prompt, want)
     bench(args, work, model, device)
+    if device == "emulation":
+        lost_device(args, work, model, prompt)
+        old_driver(args, work, model, prompt, want)
 
     refused = stack("--device", device, "--vram", "1MiB")
     refused.start("loader")

@@ -13,6 +13,7 @@
 
 #include "gpu-worker/cuda/emulation/device_memory.h"
 #include "gpu-worker/cuda/emulation/random.h"
+#include "gpu-worker/cuda/emulation/trouble.h"
 
 namespace stoker::emulation {
 
@@ -58,6 +59,7 @@ class Device {
   explicit Device(std::uint64_t seed) : random_(seed), eager_(seed % 4 == 0) {}
 
   DeviceMemory memory;
+  Trouble trouble;
 
   [[nodiscard]] const std::string& failure() const { return failure_; }
   void set_failure(std::string text);

@@ -1,9 +1,9 @@
 // The emulation's half of the table that has no kernels. Checks what CUDA would refuse, or leave to chance.
 //
-//   STOKER_EMULATED_VRAM    bytes of device memory, default 64 GiB (only what is used is really taken)
-//   STOKER_EMULATION_SEED   the order of everything that is not ordered, default 1; device.h tells about
-//   seeds
-// Both are read by open().
+//   STOKER_EMULATED_VRAM      bytes of device memory, default 64 GiB (only what is used is really taken)
+//   STOKER_EMULATION_SEED     the order of everything that is not ordered, default 1; device.h tells of seeds
+//   STOKER_EMULATION_TROUBLE  what does not work on this device, default nothing (trouble.h)
+// All are read by open(), the last one by count() too.
 #include <array>
 #include <atomic>
 #include <charconv>
@@ -35,9 +35,11 @@ std::uint64_t session = 0;  ///< counts open()
 std::atomic<bool> busy{false};
 thread_local std::uint64_t bound_session = 0;
 thread_local std::array<char, 2048> status_text;
+thread_local Fault status_fault = Fault::other;
 
-Status say(const char* call, const std::string& text) {
+Status say(const char* call, const std::string& text, Fault fault = Fault::other) {
   if (text.empty()) return nullptr;
+  status_fault = fault;
   std::snprintf(status_text.data(), status_text.size(), "%s: %s", call, text.c_str());
   return status_text.data();
 }
@@ -110,6 +112,11 @@ std::optional<std::uint64_t> number_from(const char* variable, std::uint64_t oth
   return value;
 }
 
+std::optional<emulation::Trouble> trouble_from_environment() {
+  const char* text = std::getenv("STOKER_EMULATION_TROUBLE");
+  return emulation::Trouble::parse(text == nullptr ? "" : text);
+}
+
 std::string check_size(const emulation::Launch& launch) {
   const dim3 g = launch.grid, b = launch.block;
   const auto print = [](dim3 d) {
@@ -166,7 +173,15 @@ namespace runtime {
 
 const char kKind[] = "emulation";
 
+Fault fault() { return status_fault; }
+
 Status count(std::uint32_t* devices) {
+  *devices = 0;
+  auto trouble = trouble_from_environment();
+  if (trouble && trouble->strikes("no-driver")) return say("count", "there is no driver", Fault::no_driver);
+  if (trouble && trouble->strikes("driver"))
+    return say("count", "the driver supports CUDA 12.2, this module needs 13.0: update it",
+               Fault::unsupported);
   *devices = 1;
   return nullptr;
 }
@@ -180,7 +195,10 @@ Status open(std::uint32_t device, Info* info) {
   const auto seed = number_from("STOKER_EMULATION_SEED", 1);
   if (!total || !seed)
     return say("open", "STOKER_EMULATED_VRAM and STOKER_EMULATION_SEED must be whole numbers");
+  const auto trouble = trouble_from_environment();
+  if (!trouble) return say("open", "STOKER_EMULATION_TROUBLE is none that emulation/trouble.h knows");
   auto opened = std::make_unique<emulation::Device>(*seed);
+  opened->trouble = *trouble;
   if (std::string text = opened->memory.reserve(*total); !text.empty()) return say("open", text);
   gpu = std::move(opened);
   bound_session = ++session;
@@ -213,10 +231,16 @@ void close() {
 
 Status alloc(std::uint64_t bytes, void** out) {
   *out = nullptr;
-  return on_gpu("alloc", [&](emulation::Device& d) -> std::string {
+  bool full = false;
+  const Status status = on_gpu("alloc", [&](emulation::Device& d) -> std::string {
     if (d.capturing()) return kNotInCapture;
-    return bytes == 0 ? "" : d.memory.alloc(bytes, out);
+    if (bytes == 0) return {};
+    std::string text = d.memory.alloc(bytes, out);
+    full = !text.empty();
+    return text;
   });
+  if (full) status_fault = Fault::memory;
+  return status;
 }
 
 void free(void* p) {
@@ -250,7 +274,9 @@ void free_host(void* p) {
 
 Status register_host(void* p, std::uint64_t bytes) {
   return on_gpu("register_host", [&](emulation::Device& d) -> std::string {
-    return d.capturing() ? kNotInCapture : d.pin(static_cast<std::byte*>(p), bytes, nullptr);
+    if (d.capturing()) return kNotInCapture;
+    if (d.trouble.strikes("pin")) return "this memory cannot be pinned (STOKER_EMULATION_TROUBLE)";
+    return d.pin(static_cast<std::byte*>(p), bytes, nullptr);
   });
 }
 
@@ -367,6 +393,7 @@ Status end_capture(Stream* s, Graph** out) {
   return on_stream("end_capture", s, [&](emulation::Device& d, EmulatedStream& stream) -> std::string {
     if (stream.capture == nullptr) return "this stream is not being captured";
     const auto recording = std::move(stream.capture);
+    if (d.trouble.strikes("capture")) return "out of device memory for a graph (STOKER_EMULATION_TROUBLE)";
     *out = reinterpret_cast<Graph*>(&d.new_graph(std::move(*recording)));
     return {};
   });
@@ -377,6 +404,7 @@ Status launch(Graph* g, Stream* s) {
     const emulation::Graph* graph = d.find_graph(g);
     if (graph == nullptr) return "this is not a graph, or it has been freed";
     if (stream.capture != nullptr) return "a graph cannot be launched into a stream that is being captured";
+    if (d.trouble.strikes("launch")) return "out of device memory for a graph (STOKER_EMULATION_TROUBLE)";
     for (const Operation& operation : *graph->operations) d.enqueue(stream, operation);
     return {};
   });
@@ -407,6 +435,10 @@ Status to_device(void* to, const void* from, std::uint64_t bytes, Stream* s) {
         break;
     }
     if (stream.capture != nullptr) return "a captured copy needs pinned memory (alloc_host)";
+    if (d.trouble.strikes("pageable")) {
+      d.enqueue(stream, host_copy("to_device", to, from, from, bytes));
+      return {};
+    }
     // CUDA stages pageable memory: the source is read now, the device's memory is written in the stream's
     // order.
     const auto* begin = static_cast<const std::byte*>(from);
@@ -468,7 +500,8 @@ stoker::device::Status stoker::emulation::enqueue(const Launch& launch, std::fun
                                                   device::Stream* stream) {
   return device::on_stream(launch.kernel, stream, [&](Device& d, Stream& s) -> std::string {
     if (std::string text = device::check_size(launch); !text.empty()) return text;
-    const auto run = [&d, launch, thread = std::move(thread)] {
+    const auto run = [&d, launch, thread = std::move(thread)]() -> std::string {
+      if (d.trouble.strikes("kernel")) return "an illegal address was used (STOKER_EMULATION_TROUBLE)";
       return emulation::run(launch, thread, d.random());
     };
     d.enqueue(s, {.what = launch.kernel, .run = run, .after = nullptr});

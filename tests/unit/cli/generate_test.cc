@@ -80,5 +80,6 @@ TEST_CASE("every error code has its kind of failure") {
   CHECK(errc_of(error_code::kSlowClient) == Errc::busy);
   CHECK(errc_of(error_code::kQueueFull) == Errc::busy);
   CHECK(errc_of(error_code::kShuttingDown) == Errc::peer_gone);
+  CHECK(errc_of(error_code::kDeviceLost) == Errc::device_lost);
   CHECK(errc_of("of a later version") == Errc::io);
 }

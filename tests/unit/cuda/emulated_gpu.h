@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "gpu-worker/cuda/module.h"
+#include "tests/unit/cuda/emulated_trouble.h"
 
 namespace stoker::device {
 

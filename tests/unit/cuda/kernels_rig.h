@@ -27,7 +27,8 @@ inline std::string text_of(device::Status status) { return status == nullptr ? "
 
 /// An open GPU for the length of a test, emulated unless STOKER_TEST_DEVICE says cuda. Its memory is NaN
 /// until written; closing the emulated one checks that nothing was written beside an allocation (on a real
-/// one that is compute-sanitizer's matter).
+/// one that is compute-sanitizer's matter). A real one stays open until the process ends: hundreds of tests
+/// would wait for a new context each, for longer under a sanitizer.
 class Gpu {
  public:
   explicit Gpu(unsigned seed) {
@@ -37,11 +38,23 @@ class Gpu {
     auto opened = DeviceModule::open(kind == nullptr ? "emulation" : kind);
     if (!opened) FAIL(opened.error().text());
     module_.emplace(std::move(*opened));
-    device::Info info{};
-    must(api().open(0, &info));
+    static bool open = false;
+    if (!open || emulated()) {
+      device::Info info{};
+      must(api().open(0, &info));
+      open = true;
+    }
     must(api().new_stream(false, &stream_));
   }
-  ~Gpu() { api().close(); }
+  ~Gpu() {
+    if (emulated()) {
+      api().close();
+      return;
+    }
+    CHECK(text_of(api().synchronize(stream_)) == "");
+    for (void* p : allocations_) api().free(p);
+    api().free_stream(stream_);
+  }
   Gpu(const Gpu&) = delete;
   Gpu& operator=(const Gpu&) = delete;
 
@@ -53,16 +66,16 @@ class Gpu {
   T* alloc(std::size_t count) {
     void* p = nullptr;
     must(api().alloc(count * sizeof(T), &p));
-    if (std::string(api().kind) != "emulation") {
-      const std::vector<std::uint8_t> poison(count * sizeof(T), 0xFF);
-      must(api().to_device(p, poison.data(), poison.size(), stream_));
+    if (!emulated()) {
+      allocations_.push_back(p);
+      send(p, std::vector<std::uint8_t>(count * sizeof(T), 0xFF));
     }
     return static_cast<T*>(p);
   }
   template <class T>
   T* put(const std::vector<T>& values) {
     T* p = alloc<T>(values.size());
-    if (!values.empty()) must(api().to_device(p, values.data(), values.size() * sizeof(T), stream_));
+    if (!values.empty()) send(p, values);
     return p;
   }
   template <class T>
@@ -74,7 +87,16 @@ class Gpu {
   }
 
  private:
+  [[nodiscard]] bool emulated() const { return std::string(api().kind) == "emulation"; }
+  template <class T>
+  void send(void* to, const std::vector<T>& values) {
+    must(api().to_device(to, values.data(), values.size() * sizeof(T), stream_));
+    // `values` may be gone before a GPU that reads all of the host's memory comes to them.
+    if (!emulated()) must(api().synchronize(stream_));
+  }
+
   std::optional<DeviceModule> module_;
+  std::vector<void*> allocations_;  ///< of a device that stays open
   device::Stream* stream_ = nullptr;
 };
 

@@ -192,6 +192,9 @@ TEST_CASE("device memory: aligned, NaN, limited, told apart from host memory") {
   const std::string refused = text(runtime::alloc(1 << 20, &large));
   CHECK(says(refused, "alloc: out of device memory: 1048576 bytes asked for, 13 of 1048576 in use"));
   CHECK(large == nullptr);
+  CHECK(runtime::fault() == Fault::memory);
+  CHECK(says(text(runtime::clear(nullptr, 1, s)), "not within one allocation"));
+  CHECK(runtime::fault() == Fault::other);
   runtime::free(a);
   runtime::free(b);
   REQUIRE(text(runtime::alloc(1 << 20, &large)) == "");
@@ -347,6 +350,30 @@ TEST_CASE("threads must be bound; a device is opened once") {
   CHECK(says(text(runtime::open(1, &info)), "only device 0"));
   ::setenv("STOKER_EMULATION_SEED", "first", 1);
   CHECK(says(text(runtime::open(0, &info)), "whole numbers"));
+}
+
+TEST_CASE("trouble: a kernel that fails leaves a device that fails") {
+  const EmulatedTrouble trouble("kernel:2");
+  EmulatedGpu gpu;
+  Stream *s = gpu.stream(), *other = gpu.stream();
+  unsigned* p = gpu.alloc<unsigned>(1);
+  REQUIRE(text(STOKER_LAUNCH(add, 1, 1, 0, s, p, 1U)) == "");
+  REQUIRE(text(runtime::synchronize(s)) == "");
+  REQUIRE(text(STOKER_LAUNCH(add, 1, 1, 0, s, p, 1U)) == "");
+  CHECK(says(text(runtime::synchronize(s)), "add on stream 1: an illegal address"));
+  for (int i = 0; i < 2; ++i) CHECK(says(text(runtime::synchronize(other)), "an illegal address"));
+  void* out = nullptr;
+  CHECK(says(text(runtime::alloc(1, &out)), "an illegal address"));
+  CHECK(runtime::fault() == Fault::other);
+}
+
+TEST_CASE("trouble that is not known is refused") {
+  for (const char* text_of_it : {"bad-weather", "kernel:", "kernel:x"}) {
+    const EmulatedTrouble trouble(text_of_it);
+    ::setenv("STOKER_EMULATION_SEED", "1", 1);
+    Info info{};
+    CHECK(says(text(runtime::open(0, &info)), "STOKER_EMULATION_TROUBLE"));
+  }
 }
 
 }  // namespace

@@ -222,7 +222,7 @@ TEST_CASE("when the loader stays away every request is answered, and the next on
   bench.model.broken = Error{Errc::peer_gone, 0, "the loader did not come back within 60 s"};
   bench.run();
   for (int i = 0; i < 6; ++i) CHECK(bench["c/r" + std::to_string(i)].error == "loader_gone");
-  CHECK_FALSE(bench.scheduler->source_lost().has_value());
+  CHECK_FALSE(bench.scheduler->lost().has_value());
   bench.model.broken.reset();
   bench.submit(request("after", prompt(1, 10), 5));
   bench.run();
@@ -231,7 +231,22 @@ TEST_CASE("when the loader stays away every request is answered, and the next on
   bench.submit(request("lost", prompt(1, 10), 5));
   bench.run();
   CHECK(bench["c/lost"].error == "loader_gone");
-  CHECK(bench.scheduler->source_lost().has_value());
+  CHECK(bench.scheduler->lost().has_value());
+}
+
+TEST_CASE("when the GPU is lost every request is answered with what happened, and the worker is to end") {
+  Bench bench;
+  for (int i = 0; i < 6; ++i) bench.submit(request("r" + std::to_string(i), prompt(1, 10), 20));
+  for (int i = 0; i < 5; ++i) bench.scheduler->step();
+  bench.model.broken = Error{Errc::device_lost, 0, "GPU 0 cannot be used any more"};
+  bench.scheduler->step();
+  for (int i = 0; i < 6; ++i) {
+    CHECK(bench["c/r" + std::to_string(i)].error == "device_lost");
+    CHECK(bench["c/r" + std::to_string(i)].error_text == "GPU 0 cannot be used any more");
+  }
+  CHECK(bench.scheduler->idle());
+  REQUIRE(bench.scheduler->lost().has_value());
+  CHECK(bench.scheduler->lost()->code == Errc::device_lost);
 }
 
 TEST_CASE("stopping ends everything with the reason") {

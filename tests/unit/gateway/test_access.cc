@@ -76,6 +76,7 @@ TEST_CASE("errors: every code of the worker has its status") {
       {error_code::kNoTemplate, 400},
       {error_code::kExpertRead, 500},
       {error_code::kLoaderGone, 503},
+      {error_code::kDeviceLost, 503},
       {error_code::kShuttingDown, 503},
       {error_code::kInternal, 500},
       {kWorkerGone, 503},
