@@ -9,6 +9,7 @@
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/http.hpp>
 #include <chrono>
+#include <exception>
 #include <optional>
 
 #include "daemons/common/limits.h"
@@ -69,6 +70,9 @@ struct Exchange {
   std::optional<ApiError> error;
   std::optional<wire::DoneEvent> done;
   std::string body;  ///< of an answer that is not streamed
+
+  /// There is nothing more to wait for.
+  [[nodiscard]] bool over() const { return client_gone || error || done || !body.empty(); }
 };
 
 class Session {
@@ -86,6 +90,7 @@ class Session {
   asio::awaitable<bool> respond(ApiResponse response);
   asio::awaitable<bool> respond(ApiError error, WriteError write);
   asio::awaitable<bool> generate(Generation generation);
+  asio::awaitable<bool> drive(Exchange& exchange);
   asio::awaitable<bool> begin_stream();
   asio::awaitable<bool> send_piece(std::string text);
   asio::awaitable<bool> take_messages(Exchange& exchange);
@@ -320,6 +325,28 @@ asio::awaitable<void> Session::stop_watching(Exchange& exchange) {
   }
 }
 
+/// Until the answer is complete, or never will be. False: the client is gone.
+asio::awaitable<bool> Session::drive(Exchange& exchange) {
+  bool writable = true;
+  while (writable && !exchange.over() && !service_.stopping) {
+    const Duration within = exchange.begun || !exchange.plan.stream ? kPingEvery : kBeginAfter;
+    co_await exchange.box.wait(within);
+    if (exchange.client_gone || service_.stopping) continue;
+    if (!exchange.box.empty()) {
+      writable = co_await take_messages(exchange);
+    } else if (exchange.plan.stream) {
+      std::string text = exchange.reply->ping();
+      if (!exchange.begun) {
+        exchange.begun = true;
+        text = exchange.reply->begin(0) + text;
+        writable = co_await begin_stream();
+      }
+      if (writable) writable = co_await send_piece(std::move(text));
+    }
+  }
+  co_return writable && !exchange.client_gone;
+}
+
 asio::awaitable<bool> Session::generate(Generation generation) {
   const auto executor = co_await asio::this_coro::executor;
   Exchange exchange(std::move(generation), service_, executor);
@@ -330,33 +357,18 @@ asio::awaitable<bool> Session::generate(Generation generation) {
   stream_.expires_never();  // holds for the read that watches; writes have their own limit
   asio::co_spawn(executor, watch(exchange), asio::detached);
 
-  bool writable = true;
-  while (writable && !exchange.client_gone && !exchange.error && !exchange.done && exchange.body.empty()) {
-    if (service_.stopping) {
-      exchange.error = stopping_error();
-      break;
-    }
-    const Duration within = exchange.begun || !exchange.plan.stream ? kPingEvery : kBeginAfter;
-    co_await exchange.box.wait(within);
-    if (exchange.client_gone || service_.stopping) continue;
-    const bool news = !exchange.box.empty();
-    if (news || !exchange.plan.stream) {
-      writable = co_await take_messages(exchange);
-    } else if (!exchange.error && !exchange.begun) {
-      writable = co_await begin_stream();
-      exchange.begun = true;
-      std::string text = exchange.reply->begin(0) + exchange.reply->ping();
-      if (writable) writable = co_await send_piece(std::move(text));
-    } else if (!exchange.error) {
-      writable = co_await send_piece(exchange.reply->ping());
-    }
+  bool connected = true;
+  try {
+    connected = co_await drive(exchange);
+  } catch (const std::exception& e) {  // out of memory; watch() must not outlive its exchange
+    exchange.error = from_worker(stoker::error_code::kInternal, e.what());
   }
+  if (!exchange.over() && service_.stopping) exchange.error = stopping_error();
   service_.mailboxes.close(exchange.id);
   service_.metrics.end_generation();
-  const bool gone = exchange.client_gone || !writable;
   if (!exchange.done && exchange.body.empty()) service_.link.cancel(exchange.id);
   co_await stop_watching(exchange);
-  if (gone) {
+  if (!connected) {
     service_.metrics.count_disconnect();
     co_return false;
   }

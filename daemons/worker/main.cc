@@ -155,7 +155,15 @@ SchedulerOptions WorkerDaemon::scheduler_options() const {
   options.max_sequences = config_.max_sequences;
   options.queue_max = config_.queue;
   options.chunk = config_.chunk;
-  options.context = std::min(config_.context, checkpoint_->config().max_position_embeddings);
+  const std::uint32_t asked = std::min(config_.context, checkpoint_->config().max_position_embeddings);
+  // Otherwise every request that names no small max_tokens would be refused, and clients told of a context
+  // that they cannot have.
+  options.context = longest_sequence(*model_, asked, sequence_memory_);
+  if (options.context == 0) options.context = asked;  // each request is refused with the numbers
+  if (options.context < asked)
+    log_warn("the context is " + std::to_string(options.context) + " tokens instead of " +
+             std::to_string(asked) + ": one sequence may take " + format_bytes(sequence_memory_) +
+             " (--sequence-memory)");
   options.sequence_memory = sequence_memory_;
   options.kept_sequences = config_.kept_sequences;
   return options;

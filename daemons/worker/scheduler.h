@@ -59,6 +59,9 @@ struct SchedulerOptions {
   Duration progress_every = std::chrono::milliseconds(250);
 };
 
+/// The most tokens, at most `context`, of one sequence whose state `bytes` hold; 0: not even one.
+[[nodiscard]] std::uint32_t longest_sequence(const Model& model, std::uint32_t context, std::uint64_t bytes);
+
 /// A copy of everything `status` wants to know.
 struct SchedulerStatus {
   std::uint32_t queued = 0, prefilling = 0, decoding = 0;

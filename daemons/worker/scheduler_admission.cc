@@ -10,6 +10,16 @@
 
 namespace stoker {
 
+std::uint32_t longest_sequence(const Model& model, std::uint32_t context, std::uint64_t bytes) {
+  if (model.sequence_bytes(context) <= bytes) return context;
+  std::uint32_t fits = 0, beyond = context;
+  while (beyond - fits > 1) {
+    const std::uint32_t length = fits + (beyond - fits) / 2;
+    (model.sequence_bytes(length) <= bytes ? fits : beyond) = length;
+  }
+  return fits;
+}
+
 /// Answer length of a request, given its prompt: what it asked for, or what the context leaves.
 Result<std::uint32_t> Scheduler::resolve_max_tokens(const Request& request) const {
   const std::uint64_t prompt = request.prompt.size();
@@ -30,7 +40,7 @@ Result<std::uint32_t> Scheduler::resolve_max_tokens(const Request& request) cons
                             std::to_string(std::max<std::uint64_t>(answer, 1)) +
                             ": together more than the context of " + std::to_string(options_.context) +
                             " tokens; shorten the prompt, ask for fewer tokens, or start the worker "
-                            "with a larger --context");
+                            "with a larger --context (and --sequence-memory)");
   return static_cast<std::uint32_t>(answer);
 }
 

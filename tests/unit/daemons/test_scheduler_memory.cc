@@ -36,6 +36,17 @@ TEST_CASE("what can never run is refused with both numbers") {
   CHECK(bench.model.steps.empty());
 }
 
+TEST_CASE("the longest sequence that a budget holds") {
+  FakeModel model;
+  for (const std::uint32_t tokens : {1U, 2U, 35U, 99U, 100U}) {
+    const std::uint64_t bytes = model.sequence_bytes(tokens);
+    CHECK(longest_sequence(model, 100, bytes) == tokens);
+    CHECK(longest_sequence(model, 100, bytes - 1) == tokens - 1);
+    CHECK(longest_sequence(model, tokens, bytes + 1000 * kBytesPerToken) == tokens);
+  }
+  CHECK(longest_sequence(model, 100, 0) == 0);
+}
+
 TEST_CASE("requests that do not fit beside the others wait, and run later") {
   SchedulerOptions options = Bench::options();
   options.sequence_memory = 2 * (kBytesPerSequence + 20 * kBytesPerToken);
