@@ -17,11 +17,6 @@ struct Parts {
   Json results = Json::array();  ///< messages of role "tool"
 };
 
-std::string member(const Json& object, const char* key) {
-  const Json value = object.value(key, Json());
-  return value.is_string() ? value.get<std::string>() : std::string();
-}
-
 void add_text(std::string& to, const std::string& text) {
   if (!to.empty() && !text.empty()) to += '\n';
   to += text;
@@ -38,7 +33,8 @@ std::string plain_text(Fields& fields, const Json& content, const std::string& w
   }
   for (std::size_t i = 0; i < content.size(); ++i) {
     const Json& block = content[i];
-    if (!block.is_object() || member(block, "type") != "text" || !block.value("text", Json()).is_string()) {
+    if (!block.is_object() || string_in(block, "type") != "text" ||
+        !block.value("text", Json()).is_string()) {
       fields.problem(where, where + "[" + std::to_string(i) +
                                 "] is no block of type \"text\"; this model reads text only");
       return text;
@@ -58,20 +54,20 @@ std::string system_text(Fields& fields) {
   }
   Json kept = Json::array();
   for (const Json& block : *system)
-    if (!block.is_object() || !member(block, "text").starts_with(kBilling)) kept.push_back(block);
+    if (!block.is_object() || !string_in(block, "text").starts_with(kBilling)) kept.push_back(block);
   return plain_text(fields, kept, "system");
 }
 
 void add_block(Fields& fields, Parts& parts, const Json& block, const std::string& where) {
-  const std::string type = block.is_object() ? member(block, "type") : "";
+  const std::string type = block.is_object() ? string_in(block, "type") : "";
   if (type == "text" && block.value("text", Json()).is_string()) {
     add_text(parts.text, block["text"]);
-  } else if (type == "tool_use" && !member(block, "name").empty()) {
+  } else if (type == "tool_use" && !string_in(block, "name").empty()) {
     parts.calls.push_back(
-        {{"id", member(block, "id")},
+        {{"id", string_in(block, "id")},
          {"type", "function"},
          {"function",
-          {{"name", member(block, "name")}, {"arguments", block.value("input", Json::object())}}}});
+          {{"name", string_in(block, "name")}, {"arguments", block.value("input", Json::object())}}}});
   } else if (type == "tool_result") {
     std::string text = plain_text(fields, block.value("content", Json()), where + ".content");
     if (block.value("is_error", Json()) == true) text = "Error: " + text;
@@ -84,7 +80,7 @@ void add_block(Fields& fields, Parts& parts, const Json& block, const std::strin
 
 /// Appends what one message becomes: tool results are messages of their own, before the user's text.
 void add_message(Fields& fields, Json& out, const Json& message, const std::string& where) {
-  const std::string role = message.is_object() ? member(message, "role") : "";
+  const std::string role = message.is_object() ? string_in(message, "role") : "";
   if (role != "user" && role != "assistant")
     return fields.problem(where + ".role", where + ".role must be \"user\" or \"assistant\"");
   Parts parts;
@@ -110,10 +106,10 @@ void read_tools(Fields& fields, Plan& plan, Json& conversation) {
   for (std::size_t i = 0; i < tools->size(); ++i) {
     const Json& tool = (*tools)[i];
     // Others ("web_search_20250305", ...) would run on Anthropic's servers; not all of them have names.
-    if (const std::string type = tool.is_object() ? member(tool, "type") : "";
+    if (const std::string type = tool.is_object() ? string_in(tool, "type") : "";
         !type.empty() && type != "custom")
       continue;
-    const std::string name = tool.is_object() ? member(tool, "name") : "";
+    const std::string name = tool.is_object() ? string_in(tool, "name") : "";
     if (name.empty()) {
       const std::string where = "tools[" + std::to_string(i) + "]";
       return fields.problem(where, where + R"( must be {"name": ..., "input_schema": ...})");
@@ -133,7 +129,7 @@ void read_tools(Fields& fields, Plan& plan, Json& conversation) {
 void read_tool_choice(Fields& fields, Plan& plan, Json& conversation) {
   const Json* choice = fields.find("tool_choice");
   if (choice == nullptr) return;
-  const std::string type = choice->is_object() ? member(*choice, "type") : "";
+  const std::string type = choice->is_object() ? string_in(*choice, "type") : "";
   plan.one_call = choice->is_object() && choice->value("disable_parallel_tool_use", Json()) == true;
   if (type == "none") {
     plan.tools.clear();
@@ -141,7 +137,7 @@ void read_tool_choice(Fields& fields, Plan& plan, Json& conversation) {
   } else if (type == "any" && !plan.tools.empty()) {
     begin_with_call(plan, "");
   } else if (type == "tool") {
-    const std::string name = member(*choice, "name");
+    const std::string name = string_in(*choice, "name");
     const auto is_it = [&](const Tool& tool) { return tool.name == name; };
     if (std::none_of(plan.tools.begin(), plan.tools.end(), is_it))
       return fields.problem("tool_choice", "tool_choice names \"" + name + "\", which is not in tools");

@@ -25,6 +25,11 @@ Result<Json> parse_json(std::string_view text) {
   return fail(Errc::too_large, "JSON of more than " + std::to_string(kJsonDepthMax) + " levels");
 }
 
+std::string string_in(const Json& object, const char* key) {
+  const auto found = object.find(key);
+  return found != object.end() && found->is_string() ? found->get<std::string>() : std::string();
+}
+
 std::string to_text(const Json& json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace); }
 
 }  // namespace stoker::gateway

@@ -17,6 +17,8 @@ inline constexpr int kJsonDepthMax = 100;
 /// Valid JSON in valid UTF-8, at most kJsonDepthMax levels deep. Errc::invalid with the place,
 /// Errc::too_large.
 [[nodiscard]] Result<Json> parse_json(std::string_view text);
+/// A member that is a string; "" if there is none, or another kind.
+[[nodiscard]] std::string string_in(const Json& object, const char* key);
 /// On one line; bytes that are no UTF-8 become U+FFFD.
 [[nodiscard]] std::string to_text(const Json& json);
 

@@ -46,34 +46,6 @@ void read_sampling(Fields& fields, wire::Sampling& sampling) {
     fields.cannot(key, 0, "use repetition_penalty");
 }
 
-/// What both kinds of completions have.
-void read_common(Fields& fields, Plan& plan) {
-  plan.model = fields.string("model").value_or("");
-  plan.stream = fields.flag("stream", false);
-  plan.progress_chunks = fields.flag("return_progress", false);
-  if (const Json* options = fields.find("stream_options")) {
-    Fields inner(*options);
-    plan.usage_chunk = inner.flag("include_usage", false);
-    if (inner.problem())
-      fields.problem("stream_options", R"(stream_options must be {"include_usage": true or false})");
-  }
-  read_sampling(fields, *plan.request.mutable_sampling());
-  for (std::string& stop : fields.strings("stop")) plan.request.add_stop(std::move(stop));
-  for (const char* key : {"max_tokens", "max_completion_tokens"}) {
-    // llama.cpp's "no bound" is -1.
-    if (is_minus_one(fields.find(key))) continue;
-    if (const auto most = fields.integer(key, 1, UINT32_MAX))
-      plan.request.set_max_tokens(
-          static_cast<std::uint32_t>(std::min<std::uint64_t>(*most, limits::kMaxTokens)));
-  }
-  plan.request.set_fit_context(true);
-  fields.cannot("n", 1, "one answer per request; send the request several times");
-  fields.cannot("logit_bias", Json::object(), "no token can be favoured");
-  for (const char* key : {"grammar", "json_schema", "guided_json", "guided_regex", "guided_choice",
-                          "guided_grammar", "structured_outputs"})
-    fields.cannot(key, nullptr, kNoGrammar);
-}
-
 Tool read_tool(Fields& fields, const Json& json, const std::string& where) {
   const bool is_function = json.is_object() && json.value("type", Json("function")) == "function";
   const Json function = is_function ? json.value("function", Json()) : Json();
@@ -184,6 +156,33 @@ Expected<Plan> checked(const Fields& fields, Plan plan) {
 }
 
 }  // namespace
+
+void read_common(Fields& fields, Plan& plan) {
+  plan.model = fields.string("model").value_or("");
+  plan.stream = fields.flag("stream", false);
+  plan.progress_chunks = fields.flag("return_progress", false);
+  if (const Json* options = fields.find("stream_options")) {
+    Fields inner(*options);
+    plan.usage_chunk = inner.flag("include_usage", false);
+    if (inner.problem())
+      fields.problem("stream_options", R"(stream_options must be {"include_usage": true or false})");
+  }
+  read_sampling(fields, *plan.request.mutable_sampling());
+  for (std::string& stop : fields.strings("stop")) plan.request.add_stop(std::move(stop));
+  for (const char* key : {"max_tokens", "max_completion_tokens", "max_output_tokens"}) {
+    // llama.cpp's "no bound" is -1.
+    if (is_minus_one(fields.find(key))) continue;
+    if (const auto most = fields.integer(key, 1, UINT32_MAX))
+      plan.request.set_max_tokens(
+          static_cast<std::uint32_t>(std::min<std::uint64_t>(*most, limits::kMaxTokens)));
+  }
+  plan.request.set_fit_context(true);
+  fields.cannot("n", 1, "one answer per request; send the request several times");
+  fields.cannot("logit_bias", Json::object(), "no token can be favoured");
+  for (const char* key : {"grammar", "json_schema", "guided_json", "guided_regex", "guided_choice",
+                          "guided_grammar", "structured_outputs"})
+    fields.cannot(key, nullptr, kNoGrammar);
+}
 
 void begin_with_call(Plan& plan, const std::string& function) {
   plan.answer_begins = "<tool_call>\n<function=" + (function.empty() ? "" : function + ">\n");

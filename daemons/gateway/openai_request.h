@@ -15,6 +15,8 @@ namespace stoker::gateway {
 /// POST /tokenize: {"content" or "prompt": text}, or {"messages": [...], "tools": [...]}.
 [[nodiscard]] Expected<Plan> tokenize_plan(const Json& body);
 
+/// What all of them have: model, stream, sampling, stop, length.
+void read_common(Fields& fields, Plan& plan);
 /// Makes the answer begin with the call of a function: this one, or ("") any. The model goes on behind it.
 void begin_with_call(Plan& plan, const std::string& function);
 

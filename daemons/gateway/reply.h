@@ -54,6 +54,7 @@ struct ReplyContext {
 
 [[nodiscard]] std::unique_ptr<Reply> chat_reply(const Plan& plan, const ReplyContext& context);
 [[nodiscard]] std::unique_ptr<Reply> completion_reply(const Plan& plan, const ReplyContext& context);
+[[nodiscard]] std::unique_ptr<Reply> responses_reply(const Plan& plan, const ReplyContext& context);
 [[nodiscard]] std::unique_ptr<Reply> messages_reply(const Plan& plan, const ReplyContext& context);
 /// For tokenize requests: {"tokens": [...], "count": N}.
 [[nodiscard]] std::unique_ptr<Reply> tokens_reply();

@@ -5,6 +5,7 @@
 #include "daemons/common/messages.h"
 #include "daemons/gateway/anthropic_request.h"
 #include "daemons/gateway/openai_request.h"
+#include "daemons/gateway/responses_request.h"
 #include "daemons/gateway/worker_link.h"
 
 namespace stoker::gateway {
@@ -45,11 +46,11 @@ const Routes::Entry* Routes::find(const std::string& path) {
       Entry{kModels, "GET", &Routes::models},
       Entry{"/v1/chat/completions", "POST", &Routes::chat},
       Entry{"/v1/completions", "POST", &Routes::completion},
+      Entry{"/v1/responses", "POST", &Routes::responses},
       Entry{kAnthropic, "POST", &Routes::messages},
       Entry{"/v1/messages/count_tokens", "POST", &Routes::count_tokens},
       Entry{"/tokenize", "POST", &Routes::tokenize},
       Entry{"/v1/embeddings", "POST", &Routes::unsupported},
-      Entry{"/v1/responses", "POST", &Routes::unsupported},
   };
   for (const Entry& entry : kEntries) {
     if (path == entry.path) return &entry;
@@ -174,6 +175,9 @@ Routed Routes::chat(const ApiRequest& request) const {
 }
 Routed Routes::completion(const ApiRequest& request) const {
   return generation(request, completion_plan, completion_reply, openai_error);
+}
+Routed Routes::responses(const ApiRequest& request) const {
+  return generation(request, responses_plan, responses_reply, openai_error);
 }
 Routed Routes::messages(const ApiRequest& request) const {
   return generation(request, messages_plan, messages_reply, anthropic_error);

@@ -68,6 +68,7 @@ class Routes {
   Routed metrics(const ApiRequest& request) const;
   Routed chat(const ApiRequest& request) const;
   Routed completion(const ApiRequest& request) const;
+  Routed responses(const ApiRequest& request) const;
   Routed messages(const ApiRequest& request) const;
   Routed count_tokens(const ApiRequest& request) const;
   Routed tokenize(const ApiRequest& request) const;

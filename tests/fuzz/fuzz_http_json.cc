@@ -11,6 +11,7 @@
 #include "daemons/common/messages.h"
 #include "daemons/gateway/anthropic_request.h"
 #include "daemons/gateway/openai_request.h"
+#include "daemons/gateway/responses_request.h"
 
 namespace {
 
@@ -127,6 +128,13 @@ class Maker {
                                           "temperature",
                                           "stream",
                                           "stop_sequences",
+                                          "instructions",
+                                          "function_call",
+                                          "function_call_output",
+                                          "output",
+                                          "input_text",
+                                          "call_id",
+                                          "reasoning",
                                           "x-anthropic-billing-header:"};
     return kWords[next() % kWords.size()];
   }
@@ -141,7 +149,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       input.starts_with('\0') ? Result<Json>(Maker(input.substr(1)).value(0)) : gateway::parse_json(input);
   if (!body) return 0;
   require(gateway::parse_json(to_text(*body)).has_value());
-  for (const auto& make : {chat_plan, completion_plan, tokenize_plan, messages_plan, count_tokens_plan})
+  for (const auto& make :
+       {chat_plan, completion_plan, tokenize_plan, messages_plan, count_tokens_plan, responses_plan})
     check(make(*body));
   return 0;
 }

@@ -211,7 +211,7 @@ def refused(gateway):
     error(400, "invalid_request", "/v1/chat/completions", {"messages": [{"role": "user", "content": [
         {"type": "image_url", "image_url": {"url": "x"}}]}]}, "text only")
     error(400, "invalid_request_error", "/v1/messages", {"messages": [{"role": "user", "content": "x"}]}, "max_tokens")
-    error(501, "unsupported", "/v1/responses", {}, "chat/completions")
+    error(501, "unsupported", "/v1/embeddings", {}, "chat/completions")
     expect(gateway.call("GET", "/v1/completions")[0] == 405, "GET of what takes POST")
     expect(gateway.call("GET", "/nothing")[0] == 404, "a path that is not there")
     expect(gateway.call("HEAD", "/?beta=true")[0] == 200, "HEAD /")

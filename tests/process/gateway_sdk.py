@@ -2,6 +2,7 @@
 """The gateway as its users' programs see it: asked by OpenAI's and Anthropic's own Python clients, which are installed
 into a venv on the spot (--venv DIR; skipped where that cannot be done)."""
 
+import json
 import os
 import pathlib
 import subprocess
@@ -68,6 +69,51 @@ def openai_client(gateway):
     print(f"openai {openai.__version__}: models, chat, streams, log-probabilities, tools, stop, errors", flush=True)
 
 
+def responses_api(gateway):
+    import openai
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{gateway.port}/v1", api_key="none", max_retries=0)
+    ask = dict(model="demo", temperature=0, max_output_tokens=30)
+    chat = client.chat.completions.create(model="demo", messages=MESSAGES, max_tokens=30, temperature=0)
+    text = chat.choices[0].message.content
+    whole = client.responses.create(**ask, instructions=MESSAGES[0]["content"], input=MESSAGES[1]["content"])
+    expect(whole.output_text == text, f"{whole} is not {text!r}")
+    expect(whole.status == "incomplete" and whole.incomplete_details.reason == "max_output_tokens", f"{whole}")
+    expect(whole.usage.input_tokens == chat.usage.prompt_tokens and whole.usage.output_tokens == 30, f"{whole.usage}")
+    items = [{"role": "developer", "content": [{"type": "input_text", "text": MESSAGES[0]["content"]}]},
+             {"type": "message", "role": "user", "content": MESSAGES[1]["content"]}]
+    events = list(client.responses.create(**ask, input=items, stream=True))
+    expect([e.sequence_number for e in events] == list(range(len(events))), "numbers of events")
+    kinds = [e.type for e in events if e.type != "response.output_text.delta"]
+    expect(kinds == ["response.created", "response.in_progress", "response.output_item.added", "response.content_part.added",
+                     "response.output_text.done", "response.content_part.done", "response.output_item.done",
+                     "response.incomplete"], f"{kinds}")
+    expect("".join(e.delta for e in events if e.type == "response.output_text.delta") == text, "streamed: another text")
+    expect(events[-1].response.output_text == text, f"{events[-1]}")
+    tool = {"type": "function", **TOOL["function"]}
+    with client.responses.stream(**ask, input=items, tools=[tool, {"type": "web_search"}],
+                                 tool_choice={"type": "function", "name": "read_file"}) as stream:
+        call = list(stream)[-1].response.output[0]
+    expect(call.type == "function_call" and call.name == "read_file" and isinstance(json.loads(call.arguments), dict), f"{call}")
+    turns = [*items, {"type": "reasoning", "summary": []},
+             {"type": "function_call", "call_id": call.call_id, "name": "read_file", "arguments": '{"path": "a"}'},
+             {"type": "function_call_output", "call_id": call.call_id, "output": "x = 1"}]
+    later = client.responses.create(**ask, input=turns, tools=[tool])
+    function = {"name": "read_file", "arguments": '{"path": "a"}'}
+    same = client.chat.completions.create(model="demo", temperature=0, max_tokens=30, tools=[TOOL], messages=[
+        *MESSAGES, {"role": "assistant", "content": "", "tool_calls": [{"id": "1", "type": "function", "function": function}]},
+        {"role": "tool", "tool_call_id": "1", "content": "x = 1"}])
+    expect(later.usage.input_tokens == same.usage.prompt_tokens and
+           later.output_text == same.choices[0].message.content, f"{later} is not {same}")
+    for bad in (dict(ask, input="x", previous_response_id="resp_1"), dict(ask, input=[{"type": "item_reference", "id": "x"}])):
+        try:
+            client.responses.create(**bad)
+        except openai.BadRequestError as error:
+            expect("stored" in str(error), f"{error}")
+        else:
+            raise harness.Failure(f"not refused: {bad}")
+    print("openai: responses, whole and streamed, function calls, what is not stored", flush=True)
+
+
 def anthropic_client(gateway):
     import anthropic
     client = anthropic.Anthropic(base_url=f"http://127.0.0.1:{gateway.port}", api_key="none", max_retries=0)
@@ -110,6 +156,7 @@ def test(args, work):
     try:
         gateway = Gateway(stack)
         openai_client(gateway)
+        responses_api(gateway)
         anthropic_client(gateway)
     finally:
         if gateway is not None:

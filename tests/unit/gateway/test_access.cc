@@ -66,20 +66,13 @@ TEST_CASE("access: names of this machine") {
 
 TEST_CASE("errors: every code of the worker has its status") {
   const std::vector<std::pair<const char*, unsigned>> codes = {
-      {error_code::kInvalidRequest, 400},
-      {error_code::kDuplicateId, 500},
-      {error_code::kContext, 400},
-      {error_code::kMemory, 400},
-      {error_code::kQueueFull, 429},
-      {error_code::kSlowClient, 503},
-      {error_code::kNoTokenizer, 400},
-      {error_code::kNoTemplate, 400},
-      {error_code::kExpertRead, 500},
-      {error_code::kLoaderGone, 503},
-      {error_code::kDeviceLost, 503},
-      {error_code::kShuttingDown, 503},
-      {error_code::kInternal, 500},
-      {kWorkerGone, 503},
+      {error_code::kInvalidRequest, 400}, {error_code::kDuplicateId, 500},
+      {error_code::kContext, 400},        {error_code::kMemory, 400},
+      {error_code::kQueueFull, 429},      {error_code::kSlowClient, 503},
+      {error_code::kNoTokenizer, 400},    {error_code::kNoTemplate, 400},
+      {error_code::kExpertRead, 500},     {error_code::kLoaderGone, 503},
+      {error_code::kDeviceLost, 503},     {error_code::kShuttingDown, 503},
+      {error_code::kInternal, 500},       {kWorkerGone, 503},
       {"of a later version", 500},
   };
   for (const auto& [code, status] : codes) {
