@@ -61,8 +61,9 @@ TEST_CASE("responses: text and every field") {
   CHECK(plain.request.max_tokens() == 0);
   CHECK(plain.request.fit_context());
   CHECK(conversation_of(plain) == Loose::parse(R"({"messages": [{"role": "user", "content": "Hi"}]})"));
-  const Plan plan = good(ask(R"("input": "Hi", "instructions": "Be short.", "model": "gpt-x", "stream": true,
-      "max_output_tokens": 7, "temperature": 0.5, "top_p": 0.25, "store": true, "include": [], "reasoning": {},
+  const Plan plan = good(ask(R"("input": "Hi", "instructions": "Be short.", "model": "gpt-x",
+      "stream": true, "max_output_tokens": 7, "temperature": 0.5, "top_p": 0.25, "store": true,
+      "include": [], "reasoning": {},
       "text": {"format": {"type": "text"}, "verbosity": "low"}, "previous_response_id": null)"));
   CHECK(plan.model == "gpt-x");
   CHECK(plan.stream);
@@ -89,8 +90,10 @@ TEST_CASE("responses: items become the conversation that chat completions send")
           "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}}], "messages": [
       {"role": "system", "content": "Be short."}, {"role": "user", "content": "a\nb"},
       {"role": "assistant", "content": "I look.", "tool_calls": [
-        {"id": "1", "type": "function", "function": {"name": "get_weather", "arguments": "{\"city\": \"X\"}"}},
-        {"id": "2", "type": "function", "function": {"name": "get_weather", "arguments": "{\"city\": \"Y\"}"}}]},
+        {"id": "1", "type": "function",
+         "function": {"name": "get_weather", "arguments": "{\"city\": \"X\"}"}},
+        {"id": "2", "type": "function",
+         "function": {"name": "get_weather", "arguments": "{\"city\": \"Y\"}"}}]},
       {"role": "tool", "content": "sun"}, {"role": "tool", "content": "rain"},
       {"role": "assistant", "content": "", "tool_calls": [
         {"id": "3", "type": "function", "function": {"name": "get_weather", "arguments": ""}}]}]})")));
