@@ -16,6 +16,7 @@
 #include "checkpoint/checkpoint.h"
 #include "cli/doctor.h"
 #include "cli/session.h"
+#include "daemons/common/endpoints.h"
 #include "daemons/common/size.h"
 #include "daemons/common/worker_client.h"
 #include "gpu-worker/text/chat_template.h"
@@ -177,6 +178,13 @@ void check_services(Checks& checks, const Config& settings, const Clock& clock) 
   checks.push_back({status ? Level::ok : Level::fail, "Services", "stack",
                     status ? "answers" : status.error().text(),
                     status ? "" : "restart it; its log says why it hangs"});
+  const bool http = gateway_listens(settings.run_dir);
+  checks.push_back(
+      {http ? Level::ok : Level::warn, "Services", "HTTP API",
+       http ? (settings.listen == "none" ? "" : "http://" + settings.listen + " and ") +
+                  "unix:" + endpoint::api(settings.run_dir)
+            : "not running",
+       http ? "" : "systemctl start stoker-gateway, or stoker-gateway --run-dir " + settings.run_dir});
 }
 
 }  // namespace stoker::cli

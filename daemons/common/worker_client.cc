@@ -67,6 +67,7 @@ struct WorkerClient::State {
 std::string worker_socket(const std::string& run_dir) { return endpoint::worker(run_dir); }
 
 bool worker_listens(const std::string& run_dir) { return listener_pid(worker_socket(run_dir)).has_value(); }
+bool gateway_listens(const std::string& run_dir) { return listener_pid(endpoint::api(run_dir)).has_value(); }
 
 WorkerClient::WorkerClient(std::unique_ptr<State> state) : state_(std::move(state)) {}
 WorkerClient::WorkerClient(WorkerClient&&) noexcept = default;

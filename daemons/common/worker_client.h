@@ -17,6 +17,8 @@ std::string worker_socket(const std::string& run_dir);
 
 /// Whether somebody listens on the worker's socket right now.
 bool worker_listens(const std::string& run_dir);
+/// The same of the gateway's.
+bool gateway_listens(const std::string& run_dir);
 
 class WorkerClient {
  public:

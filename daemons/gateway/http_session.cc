@@ -198,6 +198,7 @@ asio::awaitable<bool> Session::respond(ApiResponse response) {
   out.set(http::field::server, "stoker");
   out.set(http::field::content_type, response.content_type);
   if (response.retry_after > 0) out.set(http::field::retry_after, std::to_string(response.retry_after));
+  if (!response.allow.empty()) out.set(http::field::allow, response.allow);
   out.keep_alive(keep_alive_);
   out.content_length(response.body.size());
   if (!head_only_) out.body() = std::move(response.body);

@@ -85,12 +85,15 @@ Routed Routes::route(const ApiRequest& request) const {
                     write);
   // HEAD is GET without the body, which HTTP leaves out.
   const bool fits = request.method == entry->method || (request.method == "HEAD" && entry->method == "GET");
-  if (!fits)
-    return response(
-        {.status = 405,
-         .code = "method_not_allowed",
-         .message = request.path + " takes " + std::string(entry->method) + ", not " + request.method},
-        write);
+  if (!fits) {
+    const std::string method(entry->method);
+    ApiResponse no = response({.status = 405,
+                               .code = "method_not_allowed",
+                               .message = request.path + " takes " + method + ", not " + request.method},
+                              write);
+    no.allow = method == "GET" ? "GET, HEAD" : method;
+    return no;
+  }
   return (this->*entry->handle)(request);
 }
 

@@ -26,6 +26,7 @@ struct ApiResponse {
   std::string body{};
   std::string content_type = "application/json";
   unsigned retry_after = 0;  ///< seconds; 0: none
+  std::string allow{};       ///< methods, with a 405
 };
 
 /// A request that the worker has to answer.
