@@ -181,9 +181,7 @@ void check_services(Checks& checks, const Config& settings, const Clock& clock) 
   const bool http = gateway_listens(settings.run_dir);
   checks.push_back(
       {http ? Level::ok : Level::warn, "Services", "HTTP API",
-       http ? (settings.listen == "none" ? "" : "http://" + settings.listen + " and ") +
-                  "unix:" + endpoint::api(settings.run_dir)
-            : "not running",
+       http ? "listens, also at unix:" + endpoint::api(settings.run_dir) : "not running",
        http ? "" : "systemctl start stoker-gateway, or stoker-gateway --run-dir " + settings.run_dir});
 }
 

@@ -24,6 +24,7 @@ namespace {
 
 using namespace std::chrono_literals;
 
+constexpr Duration kFirstLook = 2s;
 /// For connections to say their last word; most take no time.
 constexpr auto kStopGrace = 2s;
 
@@ -84,6 +85,7 @@ class Gateway {
                                                            .group_access = config.group_access,
                                                            .has_key = !service_.api_key.empty()}));
     STOKER_TRY_VOID(link_.start());
+    link_.wait_known(kFirstLook);  // or the first requests would be told that there is none
     server.start(service_);
     boost::asio::posix::stream_descriptor stop(io_, signals.fd());
     boost::asio::steady_timer grace(io_);

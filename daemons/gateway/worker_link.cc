@@ -61,6 +61,19 @@ Result<void> WorkerLink::start() {
   return {};
 }
 
+void WorkerLink::wait_known(Duration most) {
+  std::unique_lock lock(mutex_);
+  known_changed_.wait_for(lock, most, [this] { return known_; });
+}
+
+void WorkerLink::set_known() {
+  {
+    const std::lock_guard lock(mutex_);
+    known_ = true;
+  }
+  known_changed_.notify_all();
+}
+
 void WorkerLink::post(wire::ClientMessage message) {
   {
     const std::lock_guard lock(mutex_);
@@ -107,6 +120,7 @@ void WorkerLink::run() {
       serve(*client);
     } else {
       if (!std::exchange(told, true)) log_warn("no worker: " + client.error().text());
+      set_known();
       wait_for_work();
     }
     {
@@ -164,10 +178,12 @@ Result<void> WorkerLink::send_queued(WorkerClient& client) {
 void WorkerLink::handle(const wire::ServerMessage& message) {
   if (message.has_status()) {
     auto status = std::make_shared<const std::string>(message.status().json());
-    const std::lock_guard lock(mutex_);
-    status_ = std::move(status);
-    status_at_ = clock_.now();
-    return;
+    {
+      const std::lock_guard lock(mutex_);
+      status_ = std::move(status);
+      status_at_ = clock_.now();
+    }
+    return set_known();
   }
   const std::string* id = id_of(message);
   if (id == nullptr) return;

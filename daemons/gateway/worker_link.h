@@ -2,6 +2,7 @@
 // worker was restarted. Every request that was submitted is answered, by the worker or with why it cannot be.
 #pragma once
 
+#include <condition_variable>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -29,6 +30,8 @@ class WorkerLink {
   WorkerLink& operator=(const WorkerLink&) = delete;
   ~WorkerLink();  ///< stop() and join
   Result<void> start();
+  /// Until it is known whether there is a worker, or `most` has passed.
+  void wait_known(Duration most);
 
   // From any thread; none waits for the worker.
   /// The id that messages about this request will have.
@@ -45,6 +48,7 @@ class WorkerLink {
   void end_all(const char* code, const std::string& text);
   void post(wire::ClientMessage message);
   void wait_for_work();
+  void set_known();
   [[nodiscard]] bool stopping() const;
 
   const std::string run_dir_;
@@ -57,7 +61,9 @@ class WorkerLink {
   std::vector<wire::ClientMessage> queued_;  ///< guarded by mutex_, as all below
   std::shared_ptr<const std::string> status_;
   Duration status_at_{};
+  std::condition_variable known_changed_;
   std::uint64_t last_id_ = 0;
+  bool known_ = false;  ///< the worker has answered once, or there was none
   bool stop_ = false;
   std::thread thread_;
 };
