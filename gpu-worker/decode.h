@@ -49,6 +49,9 @@ class Sequence {
   /// dropped.
   virtual Result<void> rewind() = 0;
   virtual void unmark() = 0;  ///< frees its memory
+  /// Another sequence at the present place, without a mark. Blocks of the KV cache are shared until one of
+  /// the two writes there; memory_bytes() counts them for both. Errc::no_memory.
+  [[nodiscard]] virtual Result<std::unique_ptr<Sequence>> fork() const = 0;
 };
 
 struct Segment {

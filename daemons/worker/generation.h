@@ -32,6 +32,8 @@ struct Request {
   std::vector<std::uint32_t> forced;  ///< these ids instead of sampled ones; ends with the last of them
   bool raw_logits = false;
   std::uint32_t prefill_split = 0;
+  std::uint32_t beginning =
+      0;                  ///< prompt tokens that other conversations may have in common: system and tools
   bool no_reuse = false;  ///< compute all of the prompt, whatever was kept, and keep nothing
   Duration arrived{};
 };

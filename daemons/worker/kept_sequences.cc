@@ -1,9 +1,17 @@
 #include "daemons/worker/kept_sequences.h"
 
 #include <algorithm>
+#include <functional>
+#include <string_view>
 #include <utility>
 
 namespace stoker {
+namespace {
+
+/// More than a machine has agents.
+constexpr std::size_t kSeenMost = 64;
+
+}  // namespace
 
 void KeptSequences::keep(Kept kept) {
   if (most_ == 0 || kept.tokens.empty()) return;
@@ -34,6 +42,10 @@ std::optional<KeptSequences::Kept> KeptSequences::take(std::span<const std::uint
     best = it;
   }
   if (best == kept_.end()) return std::nullopt;
+  if (best->beginning) {
+    kept_.splice(kept_.end(), kept_, best);  // the last to go
+    return fork(*best);
+  }
   Kept found = std::move(*best);
   kept_.erase(best);
   bytes_ -= found.bytes;
@@ -43,6 +55,27 @@ std::optional<KeptSequences::Kept> KeptSequences::take(std::span<const std::uint
     found.tokens.resize(most);
   }
   return found;
+}
+
+std::optional<KeptSequences::Kept> KeptSequences::fork(const Kept& kept) {
+  auto sequence = kept.sequence->fork();
+  if (!sequence) return std::nullopt;  // no memory; then it is computed anew
+  return Kept{
+      .sequence = *std::move(sequence), .tokens = kept.tokens, .bytes = kept.bytes, .beginning = false};
+}
+
+bool KeptSequences::seen(std::span<const std::uint32_t> beginning) {
+  const auto is_it = [&](const Kept& kept) {
+    return kept.beginning &&
+           std::equal(kept.tokens.begin(), kept.tokens.end(), beginning.begin(), beginning.end());
+  };
+  if (std::any_of(kept_.begin(), kept_.end(), is_it)) return false;
+  const std::string_view bytes(reinterpret_cast<const char*>(beginning.data()), beginning.size_bytes());
+  const std::size_t hash = std::hash<std::string_view>()(bytes);
+  if (std::find(seen_.begin(), seen_.end(), hash) != seen_.end()) return true;
+  seen_.push_back(hash);
+  if (seen_.size() > kSeenMost) seen_.pop_front();
+  return false;
 }
 
 void KeptSequences::shrink_to(std::uint64_t bytes) {

@@ -1,11 +1,16 @@
 #include "daemons/worker/request_builder.h"
 
+#include <algorithm>
 #include <filesystem>
+#include <span>
+#include <string_view>
 
 #include "daemons/common/messages.h"
 
 namespace stoker {
 namespace {
+
+constexpr std::string_view kSystem = "system";
 
 using Built = tl::expected<Request, RequestProblem>;
 
@@ -28,6 +33,21 @@ SamplingParams sampling_of(const GenerationConfig& defaults, const wire::Samplin
   if (wire.has_min_p()) params.min_p = wire.min_p();
   if (wire.has_repetition_penalty()) params.repetition_penalty = wire.repetition_penalty();
   return params;
+}
+
+/// Where the first message ends, if it is the system's: conversations have it in common, with the tools in
+/// it.
+std::uint32_t beginning_of(const TextTools& tools, const wire::GenerateRequest& wire,
+                           std::span<const std::uint32_t> prompt) {
+  if (wire.input_case() != wire::GenerateRequest::kConversationJson || prompt.size() < 2) return 0;
+  const auto opener = tools.tokenizer->find("<|im_start|>");
+  if (!opener || prompt[0] != *opener) return 0;
+  std::string role;
+  for (std::size_t i = 1; i < prompt.size() && role.size() < kSystem.size(); ++i)
+    role += tools.tokenizer->token_bytes(prompt[i]);
+  const auto next = std::find(prompt.begin() + 1, prompt.end(), *opener);
+  if (!role.starts_with(kSystem) || next == prompt.end()) return 0;
+  return static_cast<std::uint32_t>(next - prompt.begin());
 }
 
 tl::expected<std::vector<std::uint32_t>, RequestProblem> prompt_of(const TextTools& tools,
@@ -83,6 +103,7 @@ Built build_request(const TextTools& tools, const wire::GenerateRequest& wire,
   Request request;
   request.id = wire.id();
   request.prompt = *std::move(prompt);
+  request.beginning = beginning_of(tools, wire, request.prompt);
   request.max_tokens = wire.max_tokens();
   request.sampling = sampling_of(tools.defaults, wire.sampling());
   request.sampling.seed = wire.sampling().has_seed() ? wire.sampling().seed() : new_seed();

@@ -118,7 +118,8 @@ void Scheduler::prefill(Entry& entry) {
       any_decoding() ? std::min(options_.chunk, options_.chunk_beside) : options_.chunk;
   std::uint32_t end = std::min(static_cast<std::uint32_t>(tokens.size()), entry.prompt_done + chunk);
   if (request.prefill_split > entry.prompt_done) end = std::min(end, request.prefill_split);
-  if (entry.mark_at > entry.prompt_done) end = std::min(end, entry.mark_at);
+  for (const std::uint32_t stop : {entry.mark_at, entry.keep_at})
+    if (stop > entry.prompt_done) end = std::min(end, stop);
   const std::uint32_t rows = end - entry.prompt_done;
   const bool last = end == tokens.size();
 
@@ -148,6 +149,7 @@ void Scheduler::prefill(Entry& entry) {
   const std::uint32_t first = entry.prompt_done;
   entry.prompt_done = end;
   if (end == entry.mark_at) mark(entry);
+  if (end == entry.keep_at) keep_beginning(entry);
   if (again) {
     entry.decoding = last;
     if (last) entry.again.clear();

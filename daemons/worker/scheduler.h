@@ -55,6 +55,9 @@ struct SchedulerOptions {
   /// The place before a prompt's last token is marked if at least so many tokens are computed up to there: it
   /// costs a step of one token.
   std::uint32_t mark_from = 64;
+  /// Beginnings of conversations with at least so many tokens are kept: a fork costs a copy of the state, and
+  /// one more chunk once.
+  std::uint32_t beginning_from = 256;
   /// Queued requests hear of their place at most this often; also how a dead client in the queue is noticed.
   Duration progress_every = std::chrono::milliseconds(250);
 };
@@ -122,6 +125,7 @@ class Scheduler {
   void reserve(Entry& entry, std::uint64_t bytes);
   void keep(Entry& entry);
   void mark(Entry& entry);
+  void keep_beginning(Entry& entry);
   void count_mark(Entry& entry);
   bool unmark_one();
   void leave(Entry& entry);

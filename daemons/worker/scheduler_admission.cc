@@ -149,7 +149,11 @@ void Scheduler::give_sequence(Entry& entry) {
   }
   const std::uint32_t last = entry.prompt_size() - 1;
   const bool worth_it = last >= entry.prompt_done + options_.mark_from;
-  entry.mark_at = options_.kept_sequences > 0 && !whole && entry.again.empty() && worth_it ? last : 0;
+  const bool keeps = options_.kept_sequences > 0 && !whole && entry.again.empty();
+  entry.mark_at = keeps && worth_it ? last : 0;
+  const std::uint32_t beginning = request.beginning;
+  const bool wanted = keeps && beginning >= options_.beginning_from && beginning > entry.prompt_done;
+  entry.keep_at = wanted && kept_.seen(std::span(request.prompt).first(beginning)) ? beginning : 0;
 }
 
 /// The caller has seen that the budget allows it. Kept sequences are in nobody's way.
@@ -165,6 +169,19 @@ void Scheduler::mark(Entry& entry) {
   kept_.shrink_to(options_.sequence_memory - with_it);
   static_cast<void>(entry.sequence->mark());  // or there is none, which is no error
   count_mark(entry);
+}
+
+/// For the conversations that begin as this one does, as far as nobody who runs needs the memory.
+void Scheduler::keep_beginning(Entry& entry) {
+  const std::uint64_t bytes = model_.sequence_bytes(entry.keep_at);
+  if (reserved_ + bytes > options_.sequence_memory) return;
+  kept_.shrink_to(options_.sequence_memory - reserved_ - bytes);
+  auto fork = entry.sequence->fork();
+  if (!fork) return;  // no memory, which is no error
+  kept_.keep({.sequence = *std::move(fork),
+              .tokens = {entry.request.prompt.begin(), entry.request.prompt.begin() + entry.keep_at},
+              .bytes = bytes,
+              .beginning = true});
 }
 
 /// Counts the memory of the mark that its sequence has, or gives it up where memory is short.

@@ -12,6 +12,7 @@ struct Scheduler::Entry {
   std::uint64_t reserved = 0;    ///< bytes, while active; without those of its mark
   std::uint64_t mark_bytes = 0;  ///< of the sequence's mark, 0 when there is none
   std::uint32_t mark_at = 0;     ///< prompt tokens before the mark that is wanted, 0: none
+  std::uint32_t keep_at = 0;     ///< prompt tokens that are to be kept as a beginning, 0: none
   std::unique_ptr<Sequence> sequence;
   std::uint32_t sequence_id = 0;
   std::unique_ptr<Generation> generation;  ///< refers to `request`

@@ -21,6 +21,14 @@ Sizes sizes_of(const ModelConfig& c) {
           2ULL * c.kv_heads * kKvBlock * c.head_dim};
 }
 
+/// Makes a block that a fork has too one's own.
+void own(std::shared_ptr<FloatBuffer>& block) {
+  if (block.use_count() == 1) return;
+  auto mine = std::make_shared<FloatBuffer>(block->size());
+  std::copy_n(block->data(), block->size(), mine->data());
+  block = std::move(mine);
+}
+
 void copy(const FloatBuffer& from, FloatBuffer& to) {
   if (to.size() != from.size()) to = FloatBuffer(from.size());
   std::copy_n(from.data(), from.size(), to.data());
@@ -47,7 +55,7 @@ std::uint64_t CpuSequence::memory_bytes() const {
   for (const Layer& layer : layers_) {
     floats += layer.recurrent.size() + layer.conv.size();
     floats += layer.marked_recurrent.size() + layer.marked_conv.size();
-    for (const FloatBuffer& block : layer.blocks) floats += block.size();
+    for (const auto& block : layer.blocks) floats += block->size();
   }
   return floats * sizeof(float);
 }
@@ -67,7 +75,10 @@ bool CpuSequence::reserve(std::uint64_t length) {
   try {
     for (Layer& layer : layers_) {
       if (!layer.attention) continue;
-      while (layer.blocks.size() < blocks) layer.blocks.emplace_back(2 * kv_heads_ * block_floats_);
+      // Positions from length_ on are written: at most the block that they begin in is there already.
+      if (const std::size_t first = length_ / kKvBlock; first < layer.blocks.size()) own(layer.blocks[first]);
+      while (layer.blocks.size() < blocks)
+        layer.blocks.push_back(std::make_shared<FloatBuffer>(2 * kv_heads_ * block_floats_));
     }
   } catch (const std::bad_alloc&) {
     return false;
@@ -102,6 +113,27 @@ Result<void> CpuSequence::rewind() {
   }
   length_ = marked_;
   return {};
+}
+
+Result<std::unique_ptr<Sequence>> CpuSequence::fork() const {
+  try {
+    std::unique_ptr<CpuSequence> other(new CpuSequence(layers_.size(), *this));
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      const Layer& from = layers_[i];
+      Layer& to = other->layers_[i];
+      to.attention = from.attention;
+      if (from.attention) {
+        const std::size_t blocks = std::min<std::size_t>(from.blocks.size(), blocks_for(length_));
+        to.blocks.assign(from.blocks.begin(), from.blocks.begin() + static_cast<std::ptrdiff_t>(blocks));
+      } else {
+        copy(from.recurrent, to.recurrent);
+        copy(from.conv, to.conv);
+      }
+    }
+    return other;
+  } catch (const std::bad_alloc&) {
+    return fail(Errc::no_memory, "no memory for a copy of a sequence");
+  }
 }
 
 void CpuSequence::unmark() {

@@ -12,7 +12,8 @@
 
 namespace stoker {
 
-/// The KV cache grows by blocks of this many positions; blocks never move.
+/// The KV cache grows by blocks of this many positions; blocks never move. A fork has them in common with its
+/// origin: whoever is to write into such a block gets a copy of it first, in reserve().
 inline constexpr std::uint32_t kKvBlock = 256;
 
 class CpuSequence final : public Sequence {
@@ -26,6 +27,7 @@ class CpuSequence final : public Sequence {
   [[nodiscard]] std::uint32_t marked() const override { return marked_; }
   Result<void> rewind() override;
   void unmark() override;
+  [[nodiscard]] Result<std::unique_ptr<Sequence>> fork() const override;
 
   /// Makes room for positions [0, length); false when memory is short.
   [[nodiscard]] bool reserve(std::uint64_t length);
@@ -37,13 +39,13 @@ class CpuSequence final : public Sequence {
   [[nodiscard]] float* conv(std::size_t layer) { return layers_[layer].conv.data(); }
   /// Attention layers: first key or value of a block for one kv head; kKvBlock rows of head_dim.
   [[nodiscard]] float* keys(std::size_t layer, std::uint32_t block, std::uint32_t kv_head) {
-    return layers_[layer].blocks[block].data() + std::size_t{kv_head} * block_floats_;
+    return layers_[layer].blocks[block]->data() + std::size_t{kv_head} * block_floats_;
   }
   [[nodiscard]] float* values(std::size_t layer, std::uint32_t block, std::uint32_t kv_head) {
     return keys(layer, block, kv_heads_ + kv_head);
   }
   [[nodiscard]] const float* keys(std::size_t layer, std::uint32_t block, std::uint32_t kv_head) const {
-    return layers_[layer].blocks[block].data() + std::size_t{kv_head} * block_floats_;
+    return layers_[layer].blocks[block]->data() + std::size_t{kv_head} * block_floats_;
   }
   [[nodiscard]] const float* values(std::size_t layer, std::uint32_t block, std::uint32_t kv_head) const {
     return keys(layer, block, kv_heads_ + kv_head);
@@ -54,13 +56,21 @@ class CpuSequence final : public Sequence {
     bool attention = false;
     FloatBuffer recurrent, conv;
     FloatBuffer marked_recurrent, marked_conv;
-    std::vector<FloatBuffer> blocks;  ///< [k heads, then v heads][kKvBlock][head_dim]
+    std::vector<std::shared_ptr<FloatBuffer>> blocks;  ///< [k heads, then v heads][kKvBlock][head_dim]
   };
   std::vector<Layer> layers_;
   std::uint32_t kv_heads_ = 0;
   std::size_t block_floats_ = 0;  ///< per head
   std::uint32_t length_ = 0, marked_ = 0;
   const void* model_ = nullptr;
+
+  /// All but what is to be copied with care.
+  CpuSequence(std::size_t layers, const CpuSequence& shape)
+      : layers_(layers),
+        kv_heads_(shape.kv_heads_),
+        block_floats_(shape.block_floats_),
+        length_(shape.length_),
+        model_(shape.model_) {}
 };
 
 }  // namespace stoker

@@ -72,7 +72,6 @@ Result<void> SequenceMemory::copy(const DeviceArray<float>& from, DeviceArray<fl
 CudaSequence::~CudaSequence() {
   unmark();
   if (state_.data() != nullptr) memory_.give_state(std::move(state_));
-  for (DeviceArray<float>& page : pages_) memory_.give_page(std::move(page));
 }
 
 Result<void> CudaSequence::reserve(std::uint64_t length) {
@@ -81,12 +80,37 @@ Result<void> CudaSequence::reserve(std::uint64_t length) {
     STOKER_TRY_VOID(memory_.clear(state_));
   }
   if (memory_.page_bytes() == 0) return {};
+  // Positions from length_ on are written: at most the page that they begin in is there already.
+  if (const std::size_t first = length_ / device::kPagePositions; first < pages_.size()) {
+    STOKER_TRY_VOID(own(first));
+  }
   while (pages_.size() < pages_for(length)) {
     STOKER_TRY(DeviceArray<float> page, memory_.take_page());
     page_pointers_.push_back(page.data());
-    pages_.push_back(std::move(page));
+    pages_.push_back(std::make_shared<KvPage>(memory_, std::move(page)));
   }
   return {};
+}
+
+/// Makes a page that a fork has too one's own.
+Result<void> CudaSequence::own(std::size_t page) {
+  if (pages_[page].use_count() == 1) return {};
+  STOKER_TRY(DeviceArray<float> mine, memory_.take_page());
+  STOKER_TRY_VOID(memory_.copy(pages_[page]->floats(), mine));
+  page_pointers_[page] = mine.data();
+  pages_[page] = std::make_shared<KvPage>(memory_, std::move(mine));
+  return {};
+}
+
+Result<std::unique_ptr<Sequence>> CudaSequence::fork() const {
+  auto other = std::make_unique<CudaSequence>(memory_, model_);
+  STOKER_TRY(other->state_, memory_.take_state());
+  STOKER_TRY_VOID(memory_.copy(state_, other->state_));
+  const auto pages = static_cast<std::ptrdiff_t>(std::min<std::size_t>(pages_.size(), pages_for(length_)));
+  other->pages_.assign(pages_.begin(), pages_.begin() + pages);
+  other->page_pointers_.assign(page_pointers_.begin(), page_pointers_.begin() + pages);
+  other->length_ = length_;
+  return other;
 }
 
 Result<void> CudaSequence::mark() {
@@ -104,7 +128,6 @@ Result<void> CudaSequence::rewind() {
   STOKER_CHECK(marked_ > 0);
   STOKER_TRY_VOID(memory_.copy(mark_, state_));
   while (pages_.size() > pages_for(marked_)) {
-    memory_.give_page(std::move(pages_.back()));
     pages_.pop_back();
     page_pointers_.pop_back();
   }

@@ -48,6 +48,21 @@ class SequenceMemory {
   Free states_, pages_;  ///< kept, because allocating stops the device
 };
 
+/// A page of the KV cache, which forks of a sequence have in common.
+class KvPage {
+ public:
+  KvPage(SequenceMemory& memory, DeviceArray<float> floats) : memory_(memory), floats_(std::move(floats)) {}
+  KvPage(const KvPage&) = delete;
+  KvPage& operator=(const KvPage&) = delete;
+  ~KvPage() { memory_.give_page(std::move(floats_)); }
+  [[nodiscard]] const DeviceArray<float>& floats() const { return floats_; }
+  [[nodiscard]] DeviceArray<float>& floats() { return floats_; }
+
+ private:
+  SequenceMemory& memory_;
+  DeviceArray<float> floats_;
+};
+
 class CudaSequence final : public Sequence {
  public:
   CudaSequence(SequenceMemory& memory, const void* model) : memory_(memory), model_(model) {}
@@ -63,6 +78,7 @@ class CudaSequence final : public Sequence {
   [[nodiscard]] std::uint32_t marked() const override { return marked_; }
   Result<void> rewind() override;
   void unmark() override;
+  [[nodiscard]] Result<std::unique_ptr<Sequence>> fork() const override;
   /// State (in stream order) and pages for positions [0, length).
   Result<void> reserve(std::uint64_t length);
   void set_length(std::uint32_t length) { length_ = length; }
@@ -73,10 +89,12 @@ class CudaSequence final : public Sequence {
   [[nodiscard]] const std::vector<float*>& pages() const { return page_pointers_; }
 
  private:
+  Result<void> own(std::size_t page);
+
   SequenceMemory& memory_;
   const void* model_;
   DeviceArray<float> state_, mark_;
-  std::vector<DeviceArray<float>> pages_;
+  std::vector<std::shared_ptr<KvPage>> pages_;
   std::vector<float*> page_pointers_;
   std::uint32_t length_ = 0, marked_ = 0;
 };

@@ -33,8 +33,8 @@ std::vector<float> logits_after_detours(Model& model, MemorySource& source,
                                         std::span<const std::uint32_t> tokens, std::size_t mark,
                                         std::size_t detour) {
   const std::unique_ptr<Sequence> sequence = model.new_sequence();
-  const auto feed = [&](std::span<const std::uint32_t> piece) {
-    const Segment segment{sequence.get(), 0, piece, Segment::Logits::all};
+  const auto feed_to = [&](Sequence& to, std::span<const std::uint32_t> piece) {
+    const Segment segment{&to, 0, piece, Segment::Logits::all};
     SegmentResult result;
     const Access access = piece.size() == 1 ? Access::decode : Access::prefill;
     const auto stats = model.step(std::span(&segment, 1), access, source, nullptr, std::span(&result, 1));
@@ -42,6 +42,7 @@ std::vector<float> logits_after_detours(Model& model, MemorySource& source,
     REQUIRE(!result.error);
     return std::vector<float>(result.logits.begin(), result.logits.end());
   };
+  const auto feed = [&](std::span<const std::uint32_t> piece) { return feed_to(*sequence, piece); };
   std::vector<float> logits = feed(tokens.first(mark));
   CHECK(sequence->marked() == 0);
   const std::uint64_t before = sequence->memory_bytes();
@@ -57,7 +58,23 @@ std::vector<float> logits_after_detours(Model& model, MemorySource& source,
     CHECK(sequence->length() == mark);
     CHECK(sequence->memory_bytes() == model.sequence_bytes(mark) + model.mark_bytes());
   }
-  const std::vector<float> rest = feed(tokens.subspan(mark));
+  // Forks go on alone: what one writes into a block that it had in common is seen by nobody else.
+  const auto fork = [&] {
+    auto other = sequence->fork();
+    REQUIRE(other.has_value());
+    CHECK((*other)->length() == mark);
+    CHECK((*other)->marked() == 0);
+    CHECK((*other)->memory_bytes() == model.sequence_bytes(mark));
+    return *std::move(other);
+  };
+  const auto astray = fork(), same = fork();
+  const std::vector<std::uint32_t> others(tokens.rbegin(), tokens.rend());
+  const std::span<const std::uint32_t> to_come = tokens.subspan(mark);
+  std::vector<float> rest = feed(to_come.first(to_come.size() / 2));
+  static_cast<void>(feed_to(*astray, std::span(others).first(std::min(detour, others.size()))));
+  const std::vector<float> end = feed(to_come.subspan(to_come.size() / 2));
+  rest.insert(rest.end(), end.begin(), end.end());
+  CHECK(same_bits(feed_to(*same, to_come), rest));
   logits.insert(logits.end(), rest.begin(), rest.end());
   sequence->unmark();
   CHECK(sequence->marked() == 0);

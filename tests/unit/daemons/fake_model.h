@@ -46,6 +46,11 @@ class FakeSequence final : public Sequence {
     return {};
   }
   void unmark() override { mark_.clear(); }
+  [[nodiscard]] Result<std::unique_ptr<Sequence>> fork() const override {
+    auto other = std::make_unique<FakeSequence>(alive_);
+    other->tokens = tokens;
+    return other;
+  }
   std::vector<std::uint32_t> tokens;
 
  private:

@@ -261,3 +261,81 @@ TEST_CASE("a cancelled answer can be gone on from, one that failed cannot") {
     CHECK(bench.model.alive == 0);
   }
 }
+
+namespace {
+
+/// Conversations that have their first 40 tokens in common.
+Request conversation(const std::string& id, std::uint32_t question, std::uint32_t system = 1) {
+  Ids ids = prompt(system, 40);
+  const Ids rest = prompt(question, 9);
+  ids.insert(ids.end(), rest.begin(), rest.end());
+  Request r = request(id, ids, 5);
+  r.beginning = 40;
+  return r;
+}
+
+SchedulerOptions keeping_beginnings(std::uint32_t sequences) {
+  SchedulerOptions options = keeping(sequences);
+  options.beginning_from = 20;
+  return options;
+}
+
+}  // namespace
+
+TEST_CASE("a beginning that comes again is kept, and serves everybody") {
+  Bench bench(keeping_beginnings(4));
+  const auto cached = [&](const Request& r) {
+    bench.submit(r);
+    bench.run();
+    CHECK(bench["c/" + r.id].tokens == expected(r.prompt, 5));
+    return bench["c/" + r.id].stats.cached_tokens();
+  };
+  CHECK(cached(conversation("first", 100)) == 0);
+  CHECK(cached(conversation("second", 101)) == 0);  // was asked for before: now it is kept
+  CHECK(cached(conversation("third", 102)) == 40);
+  CHECK(cached(conversation("fourth", 103)) == 40);
+  CHECK(cached(conversation("another", 102, 7)) == 0);
+  // Those that were used last stay.
+  for (std::uint32_t i = 0; i < 12; ++i) CHECK(cached(conversation("r" + std::to_string(i), 110 + i)) == 40);
+  // The next turn goes on from the answer, not from the beginning.
+  Request last = conversation("last", 121);
+  last.prompt = next_turn(last.prompt, bench["c/r11"].tokens, 3, 4);
+  CHECK(cached(last) == 49 + 4);
+  CHECK(bench.scheduler->status().kept_sequences <= 4);
+}
+
+TEST_CASE("requests that run at the same time go on from forks of one beginning") {
+  Bench bench(keeping_beginnings(8));
+  for (const std::uint32_t i : {1U, 2U}) {
+    bench.submit(conversation("warm" + std::to_string(i), 90 + i));
+    bench.run();
+  }
+  for (std::uint32_t i = 0; i < 4; ++i) bench.submit(conversation("r" + std::to_string(i), 100 + i));
+  bench.run();
+  for (std::uint32_t i = 0; i < 4; ++i) {
+    const std::string id = "r" + std::to_string(i);
+    CHECK(bench["c/" + id].stats.cached_tokens() == 40);
+    CHECK(bench["c/" + id].tokens == expected(conversation(id, 100 + i).prompt, 5));
+  }
+}
+
+TEST_CASE("a beginning is in nobody's way") {
+  SchedulerOptions options = keeping_beginnings(4);
+  // One request and nothing beside it.
+  options.sequence_memory = kBytesPerSequence + 70 * kBytesPerToken;
+  Bench bench(options);
+  for (std::uint32_t i = 0; i < 4; ++i) {
+    const std::string id = "r" + std::to_string(i);
+    bench.submit(conversation(id, 100 + i));
+    bench.run();
+    CHECK(bench["c/" + id].tokens == expected(conversation(id, 100 + i).prompt, 5));
+    CHECK(bench["c/" + id].stats.cached_tokens() == 0);
+  }
+  // Too short to be worth it; and not where nothing is kept.
+  for (const SchedulerOptions& other : {keeping(4), keeping_beginnings(0)}) {
+    Bench none(other);
+    for (std::uint32_t i = 0; i < 3; ++i) none.submit(conversation("r" + std::to_string(i), 100 + i));
+    none.run();
+    for (std::uint32_t i = 0; i < 3; ++i) CHECK(none["c/r" + std::to_string(i)].stats.cached_tokens() == 0);
+  }
+}

@@ -33,6 +33,14 @@ TEST_CASE("text becomes tokens, token ids stay") {
   REQUIRE(chat.has_value());
   const auto rendered = tools.chat_template->render(wire.conversation_json(), true);
   CHECK(chat->prompt == *tools.tokenizer->encode(*rendered, AddedTokens::match));
+  CHECK(chat->beginning == 0);
+  wire.set_conversation_json(
+      R"({"messages":[{"role":"system","content":"Be short."},{"role":"user","content":"hi"}]})");
+  const auto system = build_request(tools, wire, kSeed);
+  REQUIRE(system.has_value());
+  const auto beginning = tools.tokenizer->decode(std::span(system->prompt).first(system->beginning), false);
+  CHECK(*beginning == "<|im_start|>system\nBe short.<|im_end|>\n");
+  wire.set_conversation_json(R"({"messages":[{"role":"user","content":"hi"}]})");
   wire.set_answer_prefix("<tool_call>");
   CHECK(build_request(tools, wire, kSeed)->prompt ==
         *tools.tokenizer->encode(*rendered + "<tool_call>", AddedTokens::match));
