@@ -70,10 +70,13 @@ std::vector<float> logits_after_detours(Model& model, MemorySource& source,
   const auto astray = fork(), same = fork();
   const std::vector<std::uint32_t> others(tokens.rbegin(), tokens.rend());
   const std::span<const std::uint32_t> to_come = tokens.subspan(mark);
-  std::vector<float> rest = feed(to_come.first(to_come.size() / 2));
+  const std::size_t half = (to_come.size() + 1) / 2;
+  std::vector<float> rest = feed(to_come.first(half));
   static_cast<void>(feed_to(*astray, std::span(others).first(std::min(detour, others.size()))));
-  const std::vector<float> end = feed(to_come.subspan(to_come.size() / 2));
-  rest.insert(rest.end(), end.begin(), end.end());
+  if (half < to_come.size()) {
+    const std::vector<float> end = feed(to_come.subspan(half));
+    rest.insert(rest.end(), end.begin(), end.end());
+  }
   CHECK(same_bits(feed_to(*same, to_come), rest));
   logits.insert(logits.end(), rest.begin(), rest.end());
   sequence->unmark();
