@@ -197,7 +197,8 @@ def used(service):
     expect(answer["choices"][0]["text"].strip() == told.strip(), f"HTTP and CLI differ: {answer} {told}")
     doctor = json.loads(machine.login("member", "stoker", "doctor", "--json").stdout)
     services = [check for check in doctor["checks"] if check["group"] == "Services"]
-    expect(len(services) == 2 and all(check["level"] == "OK" for check in services), f"a member's doctor: {services}")
+    expect([check["name"] for check in services] == ["run directory", "stack", "HTTP API"]
+           and all(check["level"] == "OK" for check in services), f"a member's doctor: {services}")
     stranger = machine.login("stranger", "stoker", "status")
     expect(stranger.returncode == 4 and "Join the group" in stranger.stderr, f"a stranger's status: {stranger}")
     wait_for("the predictor's report", lambda: service.status()["predictor"])
