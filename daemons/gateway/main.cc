@@ -77,6 +77,9 @@ class Gateway {
                  .new_id = [this] { return ids_(); },
                  .closed = {},
                  .idle = {}} {}
+  Gateway(const Gateway&) = delete;
+  Gateway& operator=(const Gateway&) = delete;
+  ~Gateway() { link_.stop(); }
 
   Result<int> run(const Config& config, StopSignals& signals) {
     STOKER_TRY(const std::string run_dir, make_run_directory({config.run_dir, "", config.group_access}));
@@ -103,6 +106,7 @@ class Gateway {
     io_.run();
     notifier.stopping();
     stop.release();
+    service_.closed = [] {};  // some may be left, and end with io_
     return 0;
   }
 
@@ -119,10 +123,10 @@ class Gateway {
   IdMaker ids_;
   Metrics metrics_;
   Mailboxes mailboxes_;
-  boost::asio::io_context io_{1};
-  WorkerLink link_;  ///< its thread posts to io_
+  WorkerLink link_;  ///< its thread posts to io_, until it is stopped
   Routes routes_;
   Service service_;
+  boost::asio::io_context io_{1};  ///< the first to go: connections that are left use all of the above
 };
 
 Result<int> run(const Config& config) {

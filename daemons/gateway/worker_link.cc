@@ -45,7 +45,9 @@ const std::string* id_of(const wire::ServerMessage& m) {
 WorkerLink::WorkerLink(std::string run_dir, const Clock& clock, Deliver deliver)
     : run_dir_(std::move(run_dir)), clock_(clock), deliver_(std::move(deliver)) {}
 
-WorkerLink::~WorkerLink() {
+WorkerLink::~WorkerLink() { stop(); }
+
+void WorkerLink::stop() {
   {
     const std::lock_guard lock(mutex_);
     stop_ = true;

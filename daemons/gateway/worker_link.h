@@ -30,6 +30,8 @@ class WorkerLink {
   WorkerLink& operator=(const WorkerLink&) = delete;
   ~WorkerLink();  ///< stop() and join
   Result<void> start();
+  /// Nothing is delivered any more once this has returned.
+  void stop();
   /// Until it is known whether there is a worker, or `most` has passed.
   void wait_known(Duration most);
 

@@ -109,7 +109,8 @@ void Scheduler::submit(Request request) {
   entry->ticket = ++last_ticket_;
   queue_.push_back(std::move(entry));
   // Tells the client that nothing is wrong with it; the next event may be a chunk away.
-  report_progress(*queue_.back(), static_cast<std::uint32_t>(queue_.size()));
+  const bool waits = queue_.size() > 1 || active_.size() >= options_.max_sequences;
+  report_progress(*queue_.back(), waits ? static_cast<std::uint32_t>(queue_.size()) : 0);
 }
 
 /// What a sequence of `length` tokens and the next few of its answer hold.

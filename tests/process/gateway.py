@@ -343,6 +343,11 @@ def deaths(gateway, stack):
         expect(json.loads(last)["error"]["code"] == "shutting_down", f"{last}")
         expect(gateway.process.wait(timeout=30) == 0, "exit code of an orderly stop")
     waited = time.monotonic() - began
+    gateway.start()
+    with socket.create_connection(("127.0.0.1", gateway.port)) as half:  # it will never be complete
+        half.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+        expect(gateway.call("GET", "/health")[0] == 200, "beside half a request")
+        expect(gateway.stop() == 0, "exit code with half a request")
     print(f"deaths: worker, gateway; an orderly stop tells the client and takes {waited:.1f} s", flush=True)
 
 
