@@ -41,16 +41,8 @@ class CompletionReply final : public Reply {
   std::string ping() override { return kSsePing; }
 
   std::string end(const Answer& answer, const wire::DoneEvent& done) override {
-    Json last = chunk("", openai_finish_reason(answer, done));
-    last["timings"] = timings(done.stats());
-    std::string text = sse("", last);
-    if (usage_) {
-      Json usage = chunk("", nullptr);
-      usage["choices"] = Json::array();
-      usage["usage"] = openai_usage(done.stats());
-      text += sse("", usage);
-    }
-    return text + "data: [DONE]\n\n";
+    const Json last = chunk("", openai_finish_reason(answer, done));
+    return openai_end(last, usage_ ? chunk("", nullptr) : Json(), done.stats());
   }
 
   std::string error(const ApiError& error) override { return "data: " + openai_error(error) + "\n\n"; }

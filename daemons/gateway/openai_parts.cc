@@ -55,6 +55,17 @@ const char* openai_finish_reason(const Answer& answer, const wire::DoneEvent& do
   return answer.calls().empty() ? "stop" : "tool_calls";
 }
 
+std::string openai_end(Json last, Json usage, const wire::Stats& stats) {
+  last["timings"] = timings(stats);
+  std::string text = sse("", last);
+  if (!usage.is_null()) {
+    usage["choices"] = Json::array();
+    usage["usage"] = openai_usage(stats);
+    text += sse("", usage);
+  }
+  return text + "data: [DONE]\n\n";
+}
+
 std::string progress_comment(const wire::ProgressEvent& progress) {
   if (progress.queue_position() > 0)
     return ": place " + std::to_string(progress.queue_position()) + " in the queue\n\n";

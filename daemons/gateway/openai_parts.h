@@ -17,6 +17,10 @@ namespace stoker::gateway {
 /// "stop", "length", or "tool_calls"
 [[nodiscard]] const char* openai_finish_reason(const Answer& answer, const wire::DoneEvent& done);
 
+/// The end of a stream: `last` with timings, `usage` (a chunk, or null) with the usage instead of choices,
+/// [DONE].
+[[nodiscard]] std::string openai_end(Json last, Json usage, const wire::Stats& stats);
+
 /// A comment that every client ignores and no proxy swallows.
 inline constexpr const char* kSsePing = ": ping\n\n";
 /// The same, for people who look: how far the prompt is.
