@@ -6,9 +6,10 @@ usage: bench/beginnings.py --bin build/release/bin [--repeats 7]"""
 
 import argparse
 import pathlib
-import statistics
 import sys
 import tempfile
+
+from out_of_core import spread
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tests/process"))
 from gateway import MODEL, Gateway  # noqa: E402
@@ -23,10 +24,6 @@ def first_token(gateway, question):
         {"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]})
     usage = answer["usage"]
     return answer["timings"]["ttft_ms"], usage["prompt_tokens"], usage["prompt_tokens_details"]["cached_tokens"]
-
-
-def spread(values):
-    return f"{statistics.median(values):.1f} ({min(values):.1f}-{max(values):.1f})"
 
 
 def main():

@@ -8,10 +8,11 @@ import argparse
 import contextlib
 import pathlib
 import resource
-import statistics
 import sys
 import tempfile
 import time
+
+from out_of_core import spread
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tests/process"))
 from gateway import MODEL, Gateway, completion_text, greedy, stream  # noqa: E402
@@ -45,10 +46,6 @@ def by_http(gateway, prompt):
         first = time.monotonic() - began
         completion_text(response)
         return first, time.monotonic() - began - first
-
-
-def spread(values):
-    return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
 
 
 def main():

@@ -1,7 +1,6 @@
 #include "daemons/gateway/openai_request.h"
 
 #include <algorithm>
-#include <array>
 
 #include "daemons/common/limits.h"
 

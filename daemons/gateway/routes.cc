@@ -13,8 +13,10 @@ namespace stoker::gateway {
 struct Routes::Entry {
   std::string_view path;
   std::string_view method;
-  Routed (Routes::*handle)(const ApiRequest&) const;
-  bool open = false;  ///< needs no key
+  Routed (Routes::*handle)(const ApiRequest&) const = nullptr;  ///< null: a generation
+  bool open = false;                                            ///< needs no key
+  MakePlan plan = nullptr;
+  MakeReply reply = nullptr;
 };
 
 namespace {
@@ -44,12 +46,15 @@ const Routes::Entry* Routes::find(const std::string& path) {
       Entry{"/metrics", "GET", &Routes::metrics},
       Entry{"/v1/status", "GET", &Routes::status},
       Entry{kModels, "GET", &Routes::models},
-      Entry{"/v1/chat/completions", "POST", &Routes::chat},
-      Entry{"/v1/completions", "POST", &Routes::completion},
-      Entry{"/v1/responses", "POST", &Routes::responses},
-      Entry{kAnthropic, "POST", &Routes::messages},
-      Entry{"/v1/messages/count_tokens", "POST", &Routes::count_tokens},
-      Entry{"/tokenize", "POST", &Routes::tokenize},
+      Entry{.path = "/v1/chat/completions", .method = "POST", .plan = chat_plan, .reply = chat_reply},
+      Entry{.path = "/v1/completions", .method = "POST", .plan = completion_plan, .reply = completion_reply},
+      Entry{.path = "/v1/responses", .method = "POST", .plan = responses_plan, .reply = responses_reply},
+      Entry{.path = kAnthropic, .method = "POST", .plan = messages_plan, .reply = messages_reply},
+      Entry{.path = "/v1/messages/count_tokens",
+            .method = "POST",
+            .plan = count_tokens_plan,
+            .reply = count_maker},
+      Entry{.path = "/tokenize", .method = "POST", .plan = tokenize_plan, .reply = tokens_maker},
       Entry{"/v1/embeddings", "POST", &Routes::unsupported},
   };
   for (const Entry& entry : kEntries) {
@@ -94,6 +99,7 @@ Routed Routes::route(const ApiRequest& request) const {
     no.allow = method == "GET" ? "GET, HEAD" : method;
     return no;
   }
+  if (entry->handle == nullptr) return generation(request, entry->plan, entry->reply);
   return (this->*entry->handle)(request);
 }
 
@@ -155,8 +161,8 @@ Routed Routes::models(const ApiRequest& request) const {
                   openai_error);
 }
 
-Routed Routes::generation(const ApiRequest& request, MakePlan make_plan, MakeReply make_reply,
-                          WriteError write) const {
+Routed Routes::generation(const ApiRequest& request, MakePlan make_plan, MakeReply make_reply) const {
+  const WriteError write = error_form(request.path);
   const auto status = facts_.worker_status();
   if (!status) return response(no_worker(), write);
   const auto body = parse_json(request.body);
@@ -173,31 +179,12 @@ Routed Routes::generation(const ApiRequest& request, MakePlan make_plan, MakeRep
   return Generation{.plan = *std::move(plan), .reply = std::move(reply), .write_error = write};
 }
 
-Routed Routes::chat(const ApiRequest& request) const {
-  return generation(request, chat_plan, chat_reply, openai_error);
-}
-Routed Routes::completion(const ApiRequest& request) const {
-  return generation(request, completion_plan, completion_reply, openai_error);
-}
-Routed Routes::responses(const ApiRequest& request) const {
-  return generation(request, responses_plan, responses_reply, openai_error);
-}
-Routed Routes::messages(const ApiRequest& request) const {
-  return generation(request, messages_plan, messages_reply, anthropic_error);
-}
-Routed Routes::count_tokens(const ApiRequest& request) const {
-  return generation(request, count_tokens_plan, count_maker, anthropic_error);
-}
-Routed Routes::tokenize(const ApiRequest& request) const {
-  return generation(request, tokenize_plan, tokens_maker, openai_error);
-}
-
 Routed Routes::unsupported(const ApiRequest& request) const {
   return response(
       {.status = 501,
        .code = "unsupported",
-       .message = request.path + " is not built; this server has /v1/chat/completions, /v1/completions "
-                                 "and /v1/messages"},
+       .message = request.path + " is not built; this server has /v1/chat/completions, /v1/completions, "
+                                 "/v1/responses and /v1/messages"},
       openai_error);
 }
 

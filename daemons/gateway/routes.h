@@ -67,20 +67,13 @@ class Routes {
   Routed status(const ApiRequest& request) const;
   Routed models(const ApiRequest& request) const;
   Routed metrics(const ApiRequest& request) const;
-  Routed chat(const ApiRequest& request) const;
-  Routed completion(const ApiRequest& request) const;
-  Routed responses(const ApiRequest& request) const;
-  Routed messages(const ApiRequest& request) const;
-  Routed count_tokens(const ApiRequest& request) const;
-  Routed tokenize(const ApiRequest& request) const;
   Routed unsupported(const ApiRequest& request) const;
 
   [[nodiscard]] Json model_json(const Json& status) const;
   [[nodiscard]] std::string model_id(const Json& status) const;
   using MakePlan = Expected<Plan> (*)(const Json&);
   using MakeReply = std::unique_ptr<Reply> (*)(const Plan&, const ReplyContext&);
-  Routed generation(const ApiRequest& request, MakePlan make_plan, MakeReply make_reply,
-                    WriteError write) const;
+  Routed generation(const ApiRequest& request, MakePlan make_plan, MakeReply make_reply) const;
 
   RouteFacts facts_;
   const Metrics& metrics_;

@@ -1,7 +1,6 @@
 #include "daemons/gateway/tool_arguments.h"
 
 #include <algorithm>
-#include <array>
 #include <set>
 
 namespace stoker::gateway {
