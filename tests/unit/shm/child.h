@@ -83,14 +83,6 @@ class Child {
     pid_ = 0;
     return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
   }
-  /// Exit status once it has ended, nothing while it runs.
-  [[nodiscard]] bool try_join(int& exit_status) {
-    int status = 0;
-    if (::waitpid(pid_, &status, WNOHANG) != pid_) return false;
-    pid_ = 0;
-    exit_status = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-    return true;
-  }
 
  private:
   pid_t pid_ = 0;

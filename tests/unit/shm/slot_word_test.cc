@@ -5,6 +5,7 @@
 #include <cstring>
 #include <random>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "shm/lease.h"
@@ -89,12 +90,24 @@ std::uint32_t read_leases(Pool& pool, unsigned index, std::uint32_t attempts) {
   return torn + leases.held();
 }
 
-/// Refills slots, each with a key no other slot holds, until `done`. Returns how many refills it did.
-template <class Done>
-std::uint64_t keep_refilling(Pool& pool, std::uint32_t seed, Done done) {
+/// read_leases() until `stop`, at least once; `round` is called after each.
+template <class Stop, class Round>
+std::uint32_t keep_reading(Pool& pool, unsigned index, Stop stop, Round round) {
+  std::uint32_t torn = 0;
+  do {
+    torn += read_leases(pool, index, 1000);
+    round();
+  } while (!stop());
+  return torn;
+}
+
+constexpr std::uint64_t kRefills = 5000;
+
+/// Refills slots kRefills times, each with a key no other slot holds.
+std::uint64_t keep_refilling(Pool& pool, std::uint32_t seed) {
   std::mt19937 random(seed);
   std::uint64_t refills = 0;
-  while (!done()) {
+  while (refills < kRefills) {
     const SlotId slot{static_cast<std::uint32_t>(random() % pool.slot_count())};
     const std::uint32_t per_slot = pool.expert_count() / pool.slot_count();
     const std::uint32_t key = slot.value * per_slot + static_cast<std::uint32_t>(random() % per_slot);
@@ -173,15 +186,20 @@ TEST_CASE("one writer, four reader threads: no lease sees a refill") {
   const PoolSpec spec = small_spec("threads");
   const NameGuard guard(spec.name);
   Pool pool = take(Pool::create_or_adopt(spec));
-  std::atomic<int> running{4};
+  // Readers go on for as long as the writer does, whoever the kernel prefers.
+  std::atomic<int> reading{0};
+  std::atomic<bool> stop{false};
   std::atomic<std::uint32_t> torn{0};
   std::vector<std::thread> readers;
   for (unsigned i = 0; i < 4; ++i)
     readers.emplace_back([&, i] {
-      torn += read_leases(pool, i, 30000);
-      --running;
+      bool first = true;
+      torn += keep_reading(
+          pool, i, [&] { return stop.load(); }, [&] { reading += std::exchange(first, false) ? 1 : 0; });
     });
-  const std::uint64_t refills = keep_refilling(pool, 1, [&] { return running.load() == 0; });
+  while (reading.load() < 4) std::this_thread::yield();
+  const std::uint64_t refills = keep_refilling(pool, 1);
+  stop = true;
   for (std::thread& reader : readers) reader.join();
   CHECK(torn.load() == 0);
   CHECK(refills > 0);
@@ -194,22 +212,22 @@ TEST_CASE("one writer, four reader processes: no lease sees a refill") {
   Pool pool = take(Pool::create_or_adopt(spec));
   std::vector<std::unique_ptr<Child>> readers;
   for (unsigned i = 0; i < 4; ++i)
-    readers.push_back(std::make_unique<Child>([&spec, i](const Link&) {
+    readers.push_back(std::make_unique<Child>([&spec, i](const Link& link) {
       auto mine = Pool::attach(spec.name);
       if (!mine) return 99;
-      return static_cast<int>(std::min<std::uint32_t>(read_leases(*mine, i, 100000), 98));
+      bool first = true;
+      const std::uint32_t torn = keep_reading(
+          *mine, i, [&] { return mine->header().step.load() != 0; },
+          [&] {
+            if (std::exchange(first, false)) link.say('r');
+          });
+      return static_cast<int>(std::min<std::uint32_t>(torn, 98));
     }));
-  std::size_t left = readers.size();
+  for (auto& reader : readers) CHECK(reader->hear() == 'r');
+  const std::uint64_t refills = keep_refilling(pool, 2);
+  pool.header().step = 1;  // nobody else uses it here
   std::vector<int> codes;
-  const std::uint64_t refills = keep_refilling(pool, 2, [&] {
-    for (auto& reader : readers)
-      if (int code = 0; reader && reader->try_join(code)) {
-        codes.push_back(code);
-        reader.reset();
-        --left;
-      }
-    return left == 0;
-  });
+  for (auto& reader : readers) codes.push_back(reader->join());
   CHECK(codes == std::vector<int>(4, 0));
   CHECK(refills > 0);
   CHECK(census(pool).leased == 0);
